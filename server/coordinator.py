@@ -40,6 +40,7 @@ from fedsys.privacy import (
     add_noise,
     ring_dtype,
 )
+from fedsys.privacy.accounting.accountant import LateCharges
 from fedsys.privacy.accounting.adding import Standing
 from fedsys.privacy.encoding.parts import Parts
 from fedsys.privacy.ledger.openings import (
@@ -168,7 +169,7 @@ class Coordinator:
         self.weights = weights
         self.clipping = clipping
         self._ledger = ledger
-        self._accountant = accountant
+        self._charges = LateCharges(accountant)
         self._sampler = sampler
         self._keep = keep
         self._aside = aside
@@ -178,6 +179,10 @@ class Coordinator:
         self._seeds: dict[int, bytes] = {}
         """Of the open round, and of the next one where its noise is drawn ahead."""
         self._cohort_key: bytes | None = None
+
+    @property
+    def _accountant(self) -> ViewAccountant:
+        return self._charges.accountant
 
     @property
     def spent(self) -> Epsilons:
@@ -197,6 +202,8 @@ class Coordinator:
     def exhausted(self) -> frozenset[int]:
         """Clients that have, or may have, contributed as often as the plan allows: a round whose
         sum may have been opened counts, and one lost in a crash counts for everybody."""
+        if self.terms.plan.max_participations is None:
+            return frozenset()
         return frozenset(self._accountant.server.exhausted.tolist())
 
     @property
@@ -242,7 +249,7 @@ class Coordinator:
         event, rounds = self.mechanism.event, self.terms.plan.rounds
         if self.reserved >= rounds:
             raise BudgetExceeded(f"all {rounds} rounds of this job are paid for already")
-        self._accountant.require_budget(event)
+        self._charges.require_budget(event)
         number = self._ledger.next_round
         seed = self._seeds.get(number) or entropy(SEED_BYTES)
         committed = seed_commitment(self.terms.job, number, seed)
@@ -379,7 +386,7 @@ class Coordinator:
         )
         if not held:
             self._ledger.settle()
-        self._accountant.charge(mechanism.event, open_.cohort, survivors)
+        self._charges.add(mechanism.event, open_.cohort, survivors)
         self._open, self._mix = None, mix
         self.weights, self.clipping = weights, clipping
         return weights
@@ -405,7 +412,7 @@ class Coordinator:
             private={"reason": reason, "opening": opening.to_json()},
         )
         survivors = () if before_unmask else None
-        self._accountant.charge(self.mechanism.event, open_.cohort, survivors)
+        self._charges.add(self.mechanism.event, open_.cohort, survivors)
         self._mix = self._mixed(opening)
         self._open = None
 
@@ -486,5 +493,5 @@ def _strength(mean: NDArray[np.float64], mechanism: Mechanism) -> dict[str, floa
     """
     noise = mechanism.noise_deviation * math.sqrt(len(mean))
     # Not np.linalg.norm: the threads of its dot product cost more than they save.
-    released = math.sqrt(float(np.square(mean).sum()))
+    released = math.sqrt(float(np.einsum("i,i", mean, mean)))
     return {"signal_norm": math.sqrt(max(released**2 - noise**2, 0.0)), "noise_norm": noise}

@@ -267,7 +267,9 @@ def run_rounds(
     states.keep_only(job.ledger.committed)
     try:
         while coordinator.reserved < job.plan.rounds:
-            if (stands := standstill(setting.config, folder.evaluations())) is not None:
+            may_stop = setting.config.evaluation.stop.metric  # else nobody need read them
+            seen = folder.evaluations() if may_stop else []
+            if (stands := standstill(setting.config, seen)) is not None:
                 observer(f"stopped early: {stands.text}")
                 status = STOPPED
                 break
@@ -391,7 +393,8 @@ def _one_round(
         ahead.begin(open_.number + 1, lambda: coordinator.noise_ahead(entropy))
     try:
         with uninterrupted():
-            states.settle(open_.number)
+            if cohort.states:
+                states.settle(open_.number)
             coordinator.finish_round(
                 summed.total,
                 summed.survivors,

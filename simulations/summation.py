@@ -108,7 +108,7 @@ class Cohort:
             number=self.round.number,
             weights=assignment.weights,
             seed=assignment.digest if self.mechanism.rotates else b"",
-            mechanism=self.mechanism.event.to_json(),
+            mechanism=dict(assignment.mechanism),
             protocol=self.aggregation.protocol,
             clipping=assignment.clipping,
             exhausted=self.exhausted,

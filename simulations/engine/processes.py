@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -57,8 +58,10 @@ class _Member:
     done: list[int] = field(default_factory=list)
 
     def send(self, message: tuple[Any, ...]) -> None:
+        # As `Connection.send` does, but that makes a pickler of its own for each message.
+        raw = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
         with contextlib.suppress(OSError):  # the process is dead; the next wait finds out
-            self.link.send(message)
+            self.link.send_bytes(raw)
 
     def stop(self) -> None:
         self.link.close()
@@ -204,10 +207,10 @@ class Processes(Engine):
         for at, reply, _member in self._run(work, chunks, "add"):
             tallies[at] = reply[2]
         totals = self._arena.array("totals")
-        total = np.zeros(length, dtype=np.int64)
-        for member in self._members:
-            if member.done:
-                total += totals[member.row]
+        added = [totals[member.row] for member in self._members if member.done]
+        total = added.pop() + added.pop() if len(added) > 1 else np.zeros(length, dtype=np.int64)
+        for each in added:
+            total += each
         return total, sum(tallies.values(), start=Tally())
 
     def vectors(self, work: RoundWork, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, Encoded]]:
@@ -251,7 +254,7 @@ class Processes(Engine):
         if not self._members:
             raise TrainingError("the engine's processes have ended; start the run again")
         self._arena.array("weights")[:] = work.weights
-        brief = replace(work, weights=np.zeros(0, dtype=np.float32))
+        brief = pickle.dumps(replace(work, weights=np.zeros(0, dtype=np.float32)))
         waiting, deaths = deque(range(len(chunks))), Counter[object]()
         for member in list(self._members):
             if member.chunk is not None:  # it still works for an earlier round that was aborted

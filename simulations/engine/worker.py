@@ -157,13 +157,13 @@ def serve(link: Connection, arena_descriptor: int) -> None:
         return
     link.send(("ready",))
     while True:
-        verb, clients, work = link.recv()
+        verb, clients, brief = link.recv()
         if verb == "draw":  # has no reply of its own: the next chunk's reply states the round
             worker.draw(*clients)
             continue
         try:
-            if work is not None:
-                worker.begin(work)
+            if brief is not None:
+                worker.begin(pickle.loads(brief))  # noqa: S301 - from the parent
             reply = worker.add(clients) if verb == "add" else worker.vectors(clients)
         except Exception as error:
             reply = ("failed", _of_clients(error, clients))

@@ -11,7 +11,8 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,11 @@ from fedsys.privacy.events import Event
 from fedsys.privacy.plan import PrivacyPlan
 from fedsys.privacy.views import Epsilons, View
 
-__all__ = ["ViewAccountant"]
+__all__ = ["LateCharges", "ViewAccountant"]
+
+_TOLERANCE = 1 + 1e-9
+_WAITING = 1 << 12
+"""So many clients of rounds that wait to be charged, at most and about."""
 
 
 class ViewAccountant:
@@ -146,6 +151,12 @@ class ViewAccountant:
             server=self.server.epsilon(event),
         )
 
+    @cached_property
+    def all_fit(self) -> bool:
+        """Whether all rounds of the plan fit its budget, so that none of them is refused."""
+        budget = self.plan.budget
+        return budget is None or guaranteed_epsilon(self.plan) <= budget * _TOLERANCE
+
     def require_budget(self, event: Event) -> None:
         """Refuses a round that would exceed the plan's budget in the guaranteed view.
 
@@ -159,11 +170,9 @@ class ViewAccountant:
             BudgetExceeded: it would, so no client may be invited.
         """
         plan = self.plan
-        if plan.budget is None:
+        if plan.budget is None or (self.rounds < plan.rounds and self.all_fit):
             return
-        limit = plan.budget * (1 + 1e-9)
-        if self.rounds < plan.rounds and guaranteed_epsilon(plan) <= limit:
-            return  # all rounds fit, so this one does
+        limit = plan.budget * _TOLERANCE
         if plan.guarantee == "outsider":
             after = self.outsider.epsilon(event)
         else:
@@ -174,6 +183,43 @@ class ViewAccountant:
                 f"{after:.4g}, over the budget {plan.budget:g}: the job ends after {self.rounds} "
                 "rounds"
             )
+
+
+class LateCharges:
+    """Charges rounds several at a time, as soon as somebody looks at what they cost.
+
+    A round by itself finds the accountant's tables gone from the cache, and costs several times as
+    much. No round waits where its cost could refuse a later one.
+
+    Args:
+        accountant: which nobody else charges.
+    """
+
+    def __init__(self, accountant: ViewAccountant) -> None:
+        self._accountant = accountant
+        self._waiting: list[tuple[Event, Sequence[int], Sequence[int] | None]] = []
+        self._clients = 0
+
+    @property
+    def accountant(self) -> ViewAccountant:
+        """It, charged with all rounds."""
+        while self._waiting:
+            self._accountant.charge(*self._waiting.pop(0))
+        self._clients = 0
+        return self._accountant
+
+    def add(self, event: Event, sampled: Sequence[int], survivors: Sequence[int] | None) -> None:
+        """See `ViewAccountant.charge`, which may be called only later."""
+        self._waiting.append((event, sampled, survivors))
+        self._clients += max(len(sampled), 1)
+        if self._clients > _WAITING:
+            _ = self.accountant
+
+    def require_budget(self, event: Event) -> None:
+        """See `ViewAccountant.require_budget`, which also refuses more rounds than are planned; the
+        caller does that here."""
+        if not self._accountant.all_fit:
+            self.accountant.require_budget(event)
 
 
 def _is_subset(some: NDArray[np.int64], ids: NDArray[np.int64]) -> bool:

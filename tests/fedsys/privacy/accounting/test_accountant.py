@@ -15,6 +15,7 @@ from scipy.special import ndtr
 
 from fedsys.errors import BudgetExceeded, MechanismError
 from fedsys.privacy import VIEWS, PrivacyPlan, View, ViewAccountant, make_plan
+from fedsys.privacy.accounting.accountant import LateCharges
 from fedsys.privacy.accounting.meetings import EXACT_POPULATION, Meetings
 from fedsys.privacy.accounting.server import worst_server
 from fedsys.privacy.events import Cohort, Encoding, Sampling, SumEvent
@@ -230,6 +231,33 @@ def test_budget_is_refused_before_it_is_exceeded() -> None:
     assert accountant.rounds > 1
     assert accountant.spent().outsider <= 3.0
     assert accountant.after_next(event).outsider > 3.0
+
+
+@pytest.mark.parametrize("budget", [None, 3.0])
+def test_late_charges_are_those_of_each_round_at_once(budget: float | None) -> None:
+    """And a budget that not all rounds fit is asked about every one of them."""
+    plan = _plan(budget=budget, rounds=200)
+    event, late, at_once = plan.event(), LateCharges(ViewAccountant(plan)), ViewAccountant(plan)
+    assert at_once.all_fit == (budget is None)
+    for number, (cohort, survivors) in enumerate(_history(1, 190), start=1):
+        refused: list[bool] = []
+        for asked in (late, at_once):
+            try:
+                asked.require_budget(event)
+                refused.append(False)
+            except BudgetExceeded:
+                refused.append(True)
+        assert refused[0] == refused[1], number
+        if refused[0]:
+            break
+        late.add(event, cohort or [], survivors)
+        at_once.charge(event, cohort or [], survivors)
+        if number % 60 == 0:
+            assert late.accountant.rounds == number
+            assert late.accountant.spent() == at_once.spent()
+        assert len(late._waiting) < 2 * (1 << 12) // 24
+    assert refused[0] == (budget is not None)
+    assert late.accountant.spent() == at_once.spent()
 
 
 def test_a_calibrated_job_runs_all_its_rounds() -> None:
