@@ -143,8 +143,6 @@ class Coordinator:
         keep: Starts writing a checkpoint, with its answer if it has one, and returns a function
             that waits until it is durable. The commit waits for it, so that a committed model is
             never lost.
-        aside: Hashes and sketches a sum, while the calling thread makes a model of it; with None
-            the calling thread does both.
     """
 
     def __init__(
@@ -159,7 +157,6 @@ class Coordinator:
         keep: Callable[[Checkpoint], Callable[[], object]],
         clipping: AdaptiveClipping | None = None,
         noise: bytes = b"",
-        aside: Executor | None = None,
     ) -> None:
         self.terms = terms
         self.mechanism = terms.plan.build_mechanism()
@@ -172,13 +169,19 @@ class Coordinator:
         self._charges = LateCharges(accountant)
         self._sampler = sampler
         self._keep = keep
-        self._aside = aside
+        self._aside: Executor | None = None
         self._open: OpenRound | None = None
         self._shapes: dict[str, tuple[int, ...]] | None = None
         self._mix: bytes | None = None
         self._seeds: dict[int, bytes] = {}
         """Of the open round, and of the next one where its noise is drawn ahead."""
         self._cohort_key: bytes | None = None
+
+    def in_background(self, threads: Executor) -> None:
+        """Have sums hashed and sketched, and private lines written, by `threads`, while the calling
+        thread makes models."""
+        self._aside = threads
+        self._ledger.in_background(threads)
 
     @property
     def _accountant(self) -> ViewAccountant:

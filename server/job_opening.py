@@ -302,8 +302,6 @@ def _job(
     """The job that continues from a checkpoint; `name` is the job's name in the ledger."""
     config, signer = spec.config, spec.signer or Signer.load_or_create()
     sheet = sheet_between(config, accountant.plan.dimension)
-    if spec.disk is not None:
-        ledger.in_background(spec.disk)
 
     def keep(kept: Checkpoint) -> Callable[[], object]:
         if kept.answer is not None:
@@ -331,8 +329,9 @@ def _job(
         clipping=_at(checkpoint, spec.clipping),
         noise=checkpoint.mechanism,
         keep=keep,
-        aside=spec.disk,
     )
+    if spec.disk is not None:
+        coordinator.in_background(spec.disk)
     return Job(
         config=config,
         plan=spec.plan,

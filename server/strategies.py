@@ -68,7 +68,8 @@ class FedAvg:
     def apply(self, weights: Vector, update: Vector) -> Vector:
         """See `Strategy.apply`."""
         check_shapes(weights, update)
-        return advance(weights, np.multiply(update, self._rate, dtype=np.float64))
+        step = update if self._rate == 1 else self._rate * update
+        return advance(weights, step.astype(np.float64, copy=False))
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Empty: a step depends on no earlier one."""

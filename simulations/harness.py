@@ -20,7 +20,7 @@ from fedsys import tasks
 from fedsys.config import Config
 from fedsys.config.named_code import NamedCode
 from fedsys.errors import BudgetExceeded, ConfigError
-from fedsys.improvement import STOPPED
+from fedsys.improvement import STOPPED, Standing
 from fedsys.preprocessing import REMEDY
 from fedsys.privacy import LedgerView, Signer, read_ledger
 from fedsys.privacy.ledger import read_header
@@ -267,9 +267,7 @@ def run_rounds(
     states.keep_only(job.ledger.committed)
     try:
         while coordinator.reserved < job.plan.rounds:
-            may_stop = setting.config.evaluation.stop.metric  # else nobody need read them
-            seen = folder.evaluations() if may_stop else []
-            if (stands := standstill(setting.config, seen)) is not None:
+            if (stands := _standstill(setting.config, folder)) is not None:
                 observer(f"stopped early: {stands.text}")
                 status = STOPPED
                 break
@@ -337,6 +335,11 @@ def run_rounds(
         interrupted=status == "interrupted",
         metrics=metrics,
     )
+
+
+def _standstill(config: Config, folder: RunFolder) -> Standing | None:
+    """Whether the run's metric ends it; evaluations are read only where they may."""
+    return standstill(config, folder.evaluations()) if config.evaluation.stop.metric else None
 
 
 def _one_round(

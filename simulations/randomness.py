@@ -34,6 +34,11 @@ class Randomness(Protocol):
         """Source for a client's noise share."""
         ...
 
+    def shared_noise(self) -> Entropy | None:
+        """The one source of all noise shares, of whichever round and client; None where each has
+        one of its own."""
+        ...
+
     def keys(self, round: int, client: int) -> Entropy:
         """Source for a client's keys and shares in secure aggregation."""
         ...
@@ -52,6 +57,9 @@ class SystemRandomness:
         return os.urandom
 
     def noise(self, round: int, client: int) -> Entropy:
+        return os.urandom
+
+    def shared_noise(self) -> Entropy | None:
         return os.urandom
 
     def keys(self, round: int, client: int) -> Entropy:
@@ -85,6 +93,9 @@ class SeededRandomness:
 
     def noise(self, round: int, client: int) -> Entropy:
         return self._stream("noise", round, client) if self._everything else os.urandom
+
+    def shared_noise(self) -> Entropy | None:
+        return None if self._everything else os.urandom
 
     def keys(self, round: int, client: int) -> Entropy:
         return self._stream("keys", round, client) if self._everything else os.urandom

@@ -195,7 +195,7 @@ def plain_sum(cohort: Cohort) -> Summed:
         raise RoundAborted("nobody was left to send an input", nothing_summed=True)
     if len(alive) < cohort.mechanism.event.min_survivors:
         raise RoundAborted("fewer clients than min_survivors were left", nothing_summed=True)
-    mechanism, source, drawing = cohort.mechanism, _at_once(cohort, alive), None
+    mechanism, source, drawing = cohort.mechanism, _at_once(cohort), None
     work = replace(cohort.work, shares=source is None)
     with ThreadPoolExecutor(1, thread_name_prefix="noise") as thread:
         if mechanism.adds_shares:
@@ -215,15 +215,14 @@ def plain_sum(cohort: Cohort) -> Summed:
     )
 
 
-def _at_once(cohort: Cohort, alive: Sequence[int]) -> Entropy | None:
-    """The one source of these clients' noise shares, where the sum of the shares is drawn at once;
+def _at_once(cohort: Cohort) -> Entropy | None:
+    """The one source of all clients' noise shares, where the sum of the shares is drawn at once;
     None where the chunks add them. No share of a single source is anybody's, and the sum's law is
     that of single draws (``NOISE.md``, "Many terms at once")."""
     mechanism = cohort.mechanism
     if not (mechanism.adds_shares and mechanism.sums_integers):
         return None
-    sources = {cohort.randomness.noise(cohort.round.number, client) for client in alive}
-    return sources.pop() if len(sources) == 1 else None
+    return cohort.randomness.shared_noise()
 
 
 def _noises(

@@ -249,11 +249,10 @@ class ChunkTrainer:
             self._mechanism.add_share_sum(total, len(clients), self._noise(clients))
 
     def _noise(self, clients: Sequence[int]) -> Entropy | list[Entropy]:
+        if (shared := self._randomness.shared_noise()) is not None:
+            return shared
         number = self._work.number
-        sources = [self._randomness.noise(number, client) for client in clients]
-        if all(source is sources[0] for source in sources):
-            return sources[0]
-        return sources
+        return [self._randomness.noise(number, client) for client in clients]
 
 
 def top_up_once(mechanism: Mechanism, key: bytes) -> Total:

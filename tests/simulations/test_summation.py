@@ -124,6 +124,9 @@ class _OneSource(SeededRandomness):
     def noise(self, round: int, client: int) -> Entropy:
         return self.stream
 
+    def shared_noise(self) -> Entropy:
+        return self.stream
+
 
 @pytest.mark.parametrize("randomness", [_OneSource(), SeededRandomness(b"one")])
 def test_every_client_in_the_sum_has_its_noise_share(
