@@ -226,7 +226,7 @@ export class Member {
     const proof = u16(R.flatMap((row, i) => shares.slice(0, params.threshold).map((one) =>
       (dot(row, one) + one[params.columns + i]) % P)));
     const what = digest("upload", session, head, ephemeral, sha256(ciphertext), sha256(sealed), sha256(proof));
-    return this.frame(UPLOAD, le(0, 4), ephemeral, signed(this.identity, what), proof, sealed, ciphertext);
+    return this.frame(UPLOAD, le(0, 4), ephemeral, signed(this.identity, what), le(0, 2), ciphertext, proof, sealed);
   }
 
   handle(message) { // a committee member's duties, one reply each
