@@ -11,7 +11,7 @@ TORCH       ?= cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 LOCKS       := requirements.lock requirements-deploy.lock torch-$(TORCH).lock
 
-.PHONY: setup demo test test-all coverage bench lint docs reference proto lock clean
+.PHONY: setup demo test test-all coverage bench bench-data lint docs reference proto lock clean
 
 # Nothing is installed whose hash is not in a lock. A folder of wheels that pip is configured with
 # (PIP_FIND_LINKS) may hold torch's CPU build; otherwise it comes from PyTorch's index.
@@ -96,9 +96,15 @@ proto: $(VENV)/.dev
 BENCH := build/bench
 WORK  := $(BENCH)/clients_per_second_w
 
-bench: $(BENCH)/secure_aggregation.json $(BENCH)/deployment.json $(BENCH)/large_model.json \
+bench: bench-data $(BENCH)/secure_aggregation.json $(BENCH)/deployment.json $(BENCH)/large_model.json \
 	$(foreach work,1 2 3 4 5 6,$(WORK)$(work).json)
 .NOTPARALLEL: bench
+
+bench-data:
+	@for file in mnist.npz cifar10-train.parquet shakespeare.parquet; do \
+		test -e "$${FEDSYS_DATA:-data}/$$file" || { echo "make bench: $$file is not in" \
+		"'$${FEDSYS_DATA:-data}'; set FEDSYS_DATA to the folder that holds it" >&2; exit 2; }; \
+	done
 
 PEERS := fedsys,pfl,flwr,nvflare,bound
 OF_1  := --turns 3 --own-rounds 20

@@ -285,12 +285,17 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def plot(found: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Costs against sizes on logarithmic scales: a row for each axis, a column for each measure."""
+    """Costs against sizes on logarithmic scales: a row for each axis, a column for each measure.
+
+    Both scales of a drawing span as many decades, so that what grows like its size rises at the
+    angle of the grey line.
+    """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     series = _series(found)
     rows = list(dict.fromkeys((subject, axis) for subject, axis, _ in series))
-    figure = Figure(figsize=(10, 2.4 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(9, 2.2 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), len(MEASURES), squeeze=False)
     for (subject, axis), drawn in zip(rows, grid, strict=True):
         for (name, words), axes in zip(MEASURES.items(), drawn, strict=True):
@@ -303,11 +308,21 @@ def plot(found: Sequence[Mapping[str, Any]], path: Path) -> None:
                         markersize=3,
                         label=variant,
                     )
+            (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+            half, middle = math.sqrt(max(right / left, high / low)), math.sqrt(low * high)
+            low, high = middle / half, middle * half
+            axes.set_ylim(low, high)
+            centre = math.sqrt(left * right)
+            line = [middle * left / centre, middle * right / centre]
+            axes.loglog([left, right], line, color="0.85", linewidth=1, zorder=0)
+            axes.set_xlim(left, right)
+            for scale in (axes.xaxis, axes.yaxis):
+                scale.set_minor_formatter(NullFormatter())
             axes.set_xlabel(f"{axis} ({subject})")
             axes.set_ylabel(words)
             axes.spines[["top", "right"]].set_visible(False)
         drawn[0].legend(frameon=False, fontsize="small")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=80)
 
 
 if __name__ == "__main__":
