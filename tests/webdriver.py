@@ -122,13 +122,17 @@ class Browser:
         return found
 
     def requested(self) -> list[str]:
-        """The addresses that were requested since this was asked last."""
+        """The addresses that pages requested since this was asked last. Chromium's own, such as
+        the one it begins with (``chrome:``, ``chrome-untrusted:``), are none of ours."""
         messages = [json.loads(each["message"])["message"] for each in self.log("performance")]
+        sent = [
+            each["params"] for each in messages if each["method"] == "Network.requestWillBeSent"
+        ]
         return [
-            each["params"]["request"]["url"]
-            for each in messages
-            if each["method"] == "Network.requestWillBeSent"
-            and not each["params"]["request"]["url"].startswith("chrome:")
+            each["request"]["url"]
+            for each in sent
+            if not each["documentURL"].startswith("chrome")
+            and not each["request"]["url"].startswith("chrome")
         ]
 
     def picture(self, *, full: bool = False) -> bytes:
