@@ -92,7 +92,7 @@ proto: $(VENV)/.dev
 
 # Each part ends with the file that it is named after, and a part whose file is there is not measured
 # again: what was cut short goes on with `make bench`, and `make clean` starts it over. By the rates in
-# simulations/RESULTS.md all of it takes about 50 minutes on 2 quiet cores, besides the installations.
+# simulations/RESULTS.md all of it takes about 40 minutes on 2 quiet cores, besides the installations.
 BENCH := build/bench
 WORK  := $(BENCH)/clients_per_second_w
 
