@@ -185,28 +185,6 @@ class Line:
     leaf: bytes
     shared: bool = False
 
-    @staticmethod
-    def hash_of(*, seq: int, prev_hash: str, kind: str, body: dict[str, Any]) -> str:
-        """SHA-256 over {body, kind, prev_hash, seq} in canonical JSON."""
-        content = {"body": body, "kind": kind, "prev_hash": prev_hash, "seq": seq}
-        return hashlib.sha256(canonical(content)).hexdigest()
-
-    @staticmethod
-    def encode(
-        *, seq: int, prev_hash: str, kind: str, body: dict[str, Any], digest: str, signature: str
-    ) -> bytes:
-        """The line's bytes, without the newline."""
-        return canonical(
-            {
-                "body": body,
-                "hash": digest,
-                "kind": kind,
-                "prev_hash": prev_hash,
-                "seq": seq,
-                "signature": signature,
-            }
-        )
-
     @classmethod
     def signed(
         cls,
@@ -217,8 +195,8 @@ class Line:
         body: dict[str, Any],
         sign: Callable[[str], str],
     ) -> bytes:
-        """The bytes of a new line, without the newline; as by `hash_of` and `encode`, of which each
-        would write the body again.
+        """The bytes of a new line, without the newline: canonical JSON, like what its hash is of,
+        so that the body, which both begin with, is written once.
 
         Args:
             seq: its place.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedsys.privacy import AesCtrStream, Ledger, Signer, ledger_header
-from fedsys.privacy.ledger import GENESIS, Line, canonical
+from fedsys.privacy.ledger import GENESIS, canonical
 from fedsys.privacy.plan import PrivacyPlan
 
 
@@ -69,6 +69,12 @@ def write_lines(folder: Path, lines: list[dict[str, Any]]) -> None:
     (folder / "ledger.jsonl").write_bytes(b"".join(canonical(line) + b"\n" for line in lines))
 
 
+def hash_of(line: Mapping[str, Any]) -> str:
+    """A line's hash, as LEDGER.md defines it."""
+    content = {name: line[name] for name in ("body", "kind", "prev_hash", "seq")}
+    return hashlib.sha256(canonical(content)).hexdigest()
+
+
 def chained(
     entries: Iterable[tuple[str, dict[str, Any]]], sign: Callable[[int, str], str]
 ) -> Iterator[bytes]:
@@ -80,15 +86,9 @@ def chained(
     """
     link = GENESIS
     for seq, (kind, body) in enumerate(entries):
-        digest = Line.hash_of(seq=seq, prev_hash=link, kind=kind, body=body)
-        raw = Line.encode(
-            seq=seq,
-            prev_hash=link,
-            kind=kind,
-            body=body,
-            digest=digest,
-            signature=sign(seq, digest),
-        )
+        line = {"seq": seq, "prev_hash": link, "kind": kind, "body": body}
+        digest = hash_of(line)
+        raw = canonical({**line, "hash": digest, "signature": sign(seq, digest)})
         link = hashlib.sha256(raw).hexdigest()
         yield raw
 

@@ -19,6 +19,7 @@ from fedsys.privacy.plan import PrivacyPlan
 from tests.fedsys.privacy.ledger.ledgers import (
     OTHER,
     SIGNER,
+    hash_of,
     read_lines,
     rechained,
     write_lines,
@@ -77,9 +78,7 @@ def _edit_noise(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _edit_with_hash(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     line = _edit_noise(lines)[1]
-    line["hash"] = Line.hash_of(
-        seq=line["seq"], prev_hash=line["prev_hash"], kind=line["kind"], body=line["body"]
-    )
+    line["hash"] = hash_of(line)
     return lines
 
 
