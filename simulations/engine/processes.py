@@ -207,10 +207,10 @@ class Processes(Engine):
         for at, reply, _member in self._run(work, chunks, "add"):
             tallies[at] = reply[2]
         totals = self._arena.array("totals")
-        added = [totals[member.row] for member in self._members if member.done]
-        total = added.pop() + added.pop() if len(added) > 1 else np.zeros(length, dtype=np.int64)
-        for each in added:
-            total += each
+        total = np.zeros(length, dtype=np.int64)
+        for member in self._members:
+            if member.done:
+                total += totals[member.row]
         return total, sum(tallies.values(), start=Tally())
 
     def vectors(self, work: RoundWork, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, Encoded]]:
