@@ -8,15 +8,21 @@ round visits, because its inputs never change (the dual form). Clipping, noise a
 is no product count nothing. Zeros that ReLU, pooling and dropout leave are multiplied like other
 numbers, as by every kernel here.
 
-**Rate.** Each recorded product is timed with its own shapes and layout, a convolution also with
-several times the batch, and the fastest counts; a matrix product is never taken to be slower than
-the fastest large one. One process per core measures, all at once, kernels taking turns, and a
-kernel's rate is its best. So the bound is what these kernels could do if they waited for nothing
-else, and no engine that uses them is faster.
+**Rate.** Each recorded product is timed with its own shapes, a convolution also with several times
+the batch, and both with its own layout and channels-last, and the fastest counts; a matrix product
+is never taken to be slower than the fastest large one. One process per core measures, all at once,
+kernels taking turns, and a kernel's rate is its best. So the bound is what these kernels could do
+if they waited for nothing else, and no engine that uses them is faster.
+
+**As called.** The same work at the rates of the sizes that it comes in: convolutions of one
+client's batch, in the faster layout, and, unless plain SGD lets a chunk's clients share them in the
+dual form, matrix products as a client calls them. That is what an engine could reach on these
+kernels if everything else took no time.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -55,15 +61,17 @@ class _Like:
     strides: tuple[int, ...]
     dtype: torch.dtype
 
-    def made(self, larger: int = 1) -> Tensor:
-        """A random tensor like it, with `larger` times as many rows."""
+    def made(self, larger: int = 1, *, last: bool = False) -> Tensor:
+        """A random tensor like it, with `larger` times as many rows; images channels-last if they
+        are, or are asked to be."""
         shape = (self.shape[0] * larger, *self.shape[1:]) if self.shape else ()
         if not self.dtype.is_floating_point:
             return torch.zeros(shape, dtype=self.dtype)
-        if larger > 1 or any(stride == 0 for stride in self.strides):
+        if last or larger > 1 or any(stride == 0 for stride in self.strides):
             found = torch.randn(shape, dtype=self.dtype)
-            last = len(self.shape) == 4 and self.strides[1] == 1 and self.shape[1] > 1
-            return found.contiguous(memory_format=torch.channels_last) if last else found
+            last |= len(shape) == 4 and self.strides[1] == 1 and shape[1] > 1
+            images = last and len(shape) == 4
+            return found.contiguous(memory_format=torch.channels_last) if images else found
         return torch.empty_strided(shape, self.strides, dtype=self.dtype).normal_()
 
 
@@ -89,13 +97,17 @@ class Product:
         return str(self.call.overloadpacket.__name__)
 
     def kernels(self) -> Iterator[tuple[int, Callable[[], object]]]:
-        """Operations and a call, for each way that is timed."""
-        for larger in (1, _LARGER) if self.name in _CONVOLUTIONS else (1,):
+        """How many times the batch, and a call, for each way that is timed."""
+        convolves = self.name in _CONVOLUTIONS
+        ways = itertools.product((1, _LARGER), (False, True)) if convolves else [(1, False)]
+        for larger, last in ways:
             # Rows are those of the input and, backward, of the output's gradient; not of weights.
             rows = 2 if self.name == "convolution_backward" else 1
 
-            def made(at: int, value: Any, larger: int = larger, rows: int = rows) -> Any:
-                return _made(value, larger if at < rows else 1)
+            def made(
+                at: int, value: Any, larger: int = larger, rows: int = rows, last: bool = last
+            ) -> Any:
+                return _made(value, larger if at < rows else 1, last=last)
 
             arguments = [made(at, value) for at, value in enumerate(self.arguments)]
             keywords = {name: _made(value) for name, value in self.keywords.items()}
@@ -105,11 +117,13 @@ class Product:
             ) -> object:
                 return self.call(*arguments, **keywords)
 
-            yield self.flops * larger, run
+            yield larger, run
 
 
-def _made(value: Any, larger: int = 1) -> Any:
-    return tree_map(lambda each: each.made(larger) if isinstance(each, _Like) else each, value)
+def _made(value: Any, larger: int = 1, *, last: bool = False) -> Any:
+    return tree_map(
+        lambda each: each.made(larger, last=last) if isinstance(each, _Like) else each, value
+    )
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -146,6 +160,13 @@ def products_of(work: Work, client: int) -> list[tuple[Product, int]]:
     return [(product, recorder.times[key]) for key, product in recorder.found.items()]
 
 
+def in_dual_form(work: Work) -> bool:
+    """Whether a chunk's clients can share the products of linear layers: plain SGD alone."""
+    local = work.local
+    other = local.momentum or local.weight_decay or local.proximal_mu
+    return local.optimizer == "sgd" and not other
+
+
 def saved_by_dual_form(work: Work, held: int) -> float:
     """Operations that a client with `held` examples need not make in the first layer, of a inputs
     and b outputs, if it is linear and trained by plain SGD; at least 0.
@@ -156,7 +177,7 @@ def saved_by_dual_form(work: Work, held: int) -> float:
     earlier steps.
     """
     local = work.local
-    if local.optimizer != "sgd" or local.momentum or local.weight_decay or local.proximal_mu:
+    if not in_dual_form(work):
         return 0.0
     modules = work.task.init_model(work.seed).modules()
     first = next(each for each in modules if list(each.parameters(recurse=False)))
@@ -171,29 +192,37 @@ def saved_by_dual_form(work: Work, held: int) -> float:
 
 
 def measure(work: Work) -> dict[str, Any]:
-    """One core's seconds for a client of average size, and its operations."""
+    """One core's seconds for a client of average size, also as its products are called, and its
+    operations."""
     client = work.checked[0]
     products = products_of(work, client)
-    kernels: list[tuple[int, int, Callable[[], object]]] = []
+    kernels: list[tuple[int, int, int, Callable[[], object]]] = []
     for at, (product, _) in enumerate(products):
-        kernels += [(at, flops, run) for flops, run in product.kernels()]
+        kernels += [(at, larger, larger * product.flops, run) for larger, run in product.kernels()]
     for side in _SIDES:
         a, b = torch.randn(side, side), torch.randn(side, side)
-        kernels.append((-1, 2 * side**3, lambda a=a, b=b: torch.mm(a, b)))  # type: ignore[misc]
-    best = dict.fromkeys(range(-1, len(products)), 0.0)
+        kernels.append((-1, 1, 2 * side**3, lambda a=a, b=b: torch.mm(a, b)))  # type: ignore[misc]
+    own = dict.fromkeys(range(-1, len(products)), 0.0)  # at the sizes of the work
+    best = dict(own)
     for _ in range(_TURNS):
-        for at, operations, run in kernels:
-            best[at] = max(best[at], operations / _seconds(run))
-    seconds = flops = 0.0
+        for at, larger, operations, run in kernels:
+            rate = operations / _seconds(run)
+            best[at] = max(best[at], rate)
+            own[at] = max(own[at], rate) if larger == 1 else own[at]
+    shared = in_dual_form(work)
+    seconds = called = flops = 0.0
     for at, (product, times) in enumerate(products):
-        rate = best[at] if product.name in _CONVOLUTIONS else max(best[at], best[-1])
-        seconds += times * product.flops / rate
-        flops += times * product.flops
+        convolves, operations = product.name in _CONVOLUTIONS, times * product.flops
+        fastest = best[at] if convolves else max(best[at], best[-1])
+        seconds += operations / fastest
+        called += operations / (fastest if shared and not convolves else own[at])
+        flops += operations
     held = max(work.examples([client]), 1)
     saved = saved_by_dual_form(work, held)
     scale = work.examples_per_client / held
     return {
         "seconds": scale * (seconds - saved / best[-1]),
+        "called_seconds": scale * (called - saved / best[-1]),
         "flops": scale * (flops - saved),
         "plain_flops": scale * flops,
         "gigaflops": best[-1] / 1e9,
@@ -224,7 +253,9 @@ def main() -> None:
         for _ in range(cores)
     ]
     found = [json.loads(process.communicate()[0]) for process in running]
-    rate = sum(1 / each["seconds"] for each in found)
+    rate, called = (
+        sum(1 / each[seconds] for each in found) for seconds in ("seconds", "called_seconds")
+    )
     size = Work.read(Path(folder)).examples_per_client
     Path(sys.argv[2]).write_text(
         json.dumps(
@@ -234,7 +265,7 @@ def main() -> None:
                 "examples": [0, size * rate],
                 "cpu": [[1, 0.0], [2, float(cores)]],
                 "memory": 0,
-                "engine": found[0],
+                "engine": {**found[0], "called": called},
             }
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,9 @@ def test_a_small_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         ]
     )
     result = json.loads((tmp_path / "clients_per_second_w5.json").read_text())
-    assert set(result["engines"]) == {"fedsys", "ideal", "engine", "loop", "bound"}
+    assert set(result["engines"]) == {"fedsys", "ideal", "engine", "loop", "bound", "called"}
+    rates = {name: found["clients_per_second"] for name, found in result["engines"].items()}
+    assert rates["called"] <= rates["bound"]
     for found in result["engines"].values():
         assert found["clients_per_second"] > 0
     assert result["engines"]["engine"]["memory"] > 50e6
@@ -85,6 +88,28 @@ def test_nobody_left_to_run_is_one_line(tmp_path: Path) -> None:
         clients_per_second.main([*arguments, "--peers", str(tmp_path / "none")])
 
 
-def test_an_unknown_engine_is_named() -> None:
-    with pytest.raises(SystemExit, match="unknown tff"):
-        clients_per_second.main(["--engines", "fedsys,tff"])
+@pytest.mark.parametrize("engine", ["tff", "called"])
+def test_an_unknown_engine_is_named(engine: str) -> None:
+    with pytest.raises(SystemExit, match=f"unknown {engine}; there are fedsys"):
+        clients_per_second.main(["--engines", f"fedsys,{engine}"])
+
+
+def test_a_turn_that_a_peer_does_not_finish_is_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peer = tmp_path / "peer.py"
+    peer.write_text(
+        "import pathlib, sys\n"
+        "tried = pathlib.Path(__file__).with_suffix('.tried')\n"
+        "if not tried.exists():\n"
+        "    tried.touch()\n"
+        "    sys.exit('the simulator ended early')\n"
+        "pathlib.Path(sys.argv[1]).write_text('{\"memory\": 1}')\n"
+    )
+    command = [sys.executable, str(peer), "OUT"]
+    with pytest.raises(SystemExit, match="the simulator ended early"):
+        clients_per_second._turn(command, tmp_path)
+    peer.with_suffix(".tried").unlink()
+    assert clients_per_second._turn(command, tmp_path, attempts=2) == {"memory": 1}
+    said = capsys.readouterr().err
+    assert said == "peer: the simulator ended early; the turn is run again\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedsys import config
 from simulations.benchmarks.peers import bound
@@ -47,4 +48,26 @@ def test_the_bound_counts_what_is_left(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(bound, "_TURN", 0.001)
     found = bound.measure(work_of(tmp_path, "task.options.examples=100"))
     assert 0 < found["flops"] < found["plain_flops"] == 50 * 2 * (2 * 784 * 64 + 3 * 64 * 10)
-    assert found["seconds"] > 0
+    assert 0 < found["seconds"] <= found["called_seconds"]
+
+
+def test_a_convolution_is_timed_in_two_sizes_and_layouts() -> None:
+    x = torch.randn(4, 3, 8, 8)
+    layer = torch.nn.Conv2d(3, 6, 3, bias=False)
+    with bound._Recorder() as recorder:
+        layer(x)
+    (product,) = recorder.found.values()
+    assert product.flops == 2 * 4 * 6 * 6 * 6 * 3 * 9
+    larger, calls = zip(*product.kernels(), strict=True)
+    assert larger == (1, 1, bound._LARGER, bound._LARGER)
+    shapes = [call().shape for call in calls]
+    assert shapes == [(4 * times, 6, 6, 6) for times in larger]
+    last = [call().is_contiguous(memory_format=torch.channels_last) for call in calls]
+    assert last == [False, True, False, True]
+
+
+@pytest.mark.parametrize(("settings", "shared"), [((), True), (("local.optimizer=adam",), False)])
+def test_only_plain_sgd_shares_products(
+    tmp_path: Path, settings: tuple[str, ...], shared: bool
+) -> None:
+    assert bound.in_dual_form(work_of(tmp_path, *settings)) is shared
