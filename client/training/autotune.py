@@ -20,6 +20,8 @@ _REPETITIONS = 3
 _CERTAINLY = 0.5  # seconds that are enough regardless of the number of repetitions
 _TOO_LONG = 1.5  # seconds for one repetition
 _ALIKE = 0.95  # rates above this fraction of the best differ from it by noise only
+_HANDING = 5e-4
+"""Seconds in which a process gets a chunk, replies and waits for the next: not measured here."""
 _HOST_BYTES = 1 << 30
 
 
@@ -132,11 +134,17 @@ def measure(
 
 
 def best(rates: Mapping[tuple[str, int], float]) -> tuple[str, int]:
-    """The fastest path, with its largest chunk whose rate equals the fastest up to noise.
+    """The fastest path, with its largest chunk whose rate equals the fastest up to noise; to each
+    chunk's time comes what handing it over costs.
 
     >>> best({("dual", 8): 98.0, ("dual", 32): 96.0, ("dual", 128): 70.0, ("loop", 1): 97.0})
     ('dual', 32)
+    >>> best({("dual", 32): 5100.0, ("dual", 128): 4800.0})
+    ('dual', 128)
     """
-    path, fastest = max(rates, key=lambda each: rates[each])
-    least = _ALIKE * rates[path, fastest]
-    return path, max(chunk for own, chunk in rates if own == path and rates[own, chunk] >= least)
+    handed = {
+        (path, chunk): chunk / (chunk / rate + _HANDING) for (path, chunk), rate in rates.items()
+    }
+    path, fastest = max(handed, key=lambda each: handed[each])
+    least = _ALIKE * handed[path, fastest]
+    return path, max(chunk for own, chunk in handed if own == path and handed[own, chunk] >= least)
