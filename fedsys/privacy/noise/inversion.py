@@ -16,6 +16,9 @@ Wichura, "Algorithm AS 241: The Percentage Points of the Normal Distribution", A
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import mpmath
 import numpy as np
@@ -29,6 +32,7 @@ __all__ = [
     "SETTLED_BITS",
     "decided",
     "normal_quantile",
+    "precisely",
     "sampler_distance",
     "settle",
     "tail_quantile",
@@ -41,6 +45,9 @@ SETTLED_BITS = 64 + 8 * FURTHER_BYTES
 """The number of bits of U that a draw reads at most."""
 
 _WORD_BITS = 64
+
+_CONTEXT = mpmath.MPContext()
+_ONE_AT_A_TIME = threading.RLock()
 
 Vector = NDArray[np.float64]
 
@@ -142,6 +149,18 @@ def normal_quantile(tail: Vector) -> Vector:
     return result
 
 
+@contextmanager
+def precisely(bits: int) -> Iterator[mpmath.MPContext]:
+    """mpmath's functions, computing with this many bits, for one thread at a time.
+
+    mpmath's own precision is one for the process: whichever thread changes it, changes everybody's.
+    So this context is ours, and it has a lock, because all contexts share what mpmath remembers of
+    pi and the like, which two threads must not extend at once.
+    """
+    with _ONE_AT_A_TIME, _CONTEXT.workprec(bits):
+        yield _CONTEXT
+
+
 def decided(word: int, sigma: float, shift: float) -> int | None:
     """The integer of a draw whose uniform begins with `word`; None if 64 bits do not decide it.
 
@@ -154,11 +173,11 @@ def decided(word: int, sigma: float, shift: float) -> int | None:
     near = (1 << _WORD_BITS) - 1 - word if upper else word
     if not near:
         return None
-    with mpmath.workprec(4 * _WORD_BITS):
+    with precisely(4 * _WORD_BITS) as mp:
         ends = set()
         for edge in (near, near + 1):
-            magnitude = mpmath.mpf(sigma) * tail_quantile(mpmath.ldexp(edge, -_WORD_BITS))
-            ends.add(int(mpmath.nint((magnitude if upper else -magnitude) + shift)))
+            magnitude = mp.mpf(sigma) * tail_quantile(mp.ldexp(edge, -_WORD_BITS))
+            ends.add(int(mp.nint((magnitude if upper else -magnitude) + shift)))
     return ends.pop() if len(ends) == 1 else None
 
 
@@ -176,28 +195,29 @@ def settle(word: int, sigma: float, shift: float, stream: AesCtrStream) -> int:
     upper = cell >> (SETTLED_BITS - 1)
     if upper:  # by symmetry of the normal distribution
         cell = (1 << SETTLED_BITS) - 1 - cell
-    with mpmath.workprec(SETTLED_BITS + 80):
-        tail = mpmath.ldexp(mpmath.mpf(2 * cell + 1), -SETTLED_BITS - 1)  # the cell's midpoint
-        magnitude = mpmath.mpf(sigma) * tail_quantile(tail)
-        return int(mpmath.nint((magnitude if upper else -magnitude) + shift))
+    with precisely(SETTLED_BITS + 80) as mp:
+        tail = mp.ldexp(mp.mpf(2 * cell + 1), -SETTLED_BITS - 1)  # the cell's midpoint
+        magnitude = mp.mpf(sigma) * tail_quantile(tail)
+        return int(mp.nint((magnitude if upper else -magnitude) + shift))
 
 
 def tail_quantile(tail: mpmath.mpf) -> mpmath.mpf:
-    """x with P[N > x] = tail, for tail in (0, 1/2], at the working precision.
+    """x with P[N > x] = tail, for tail in (0, 1/2], at the precision of its context.
 
     By Newton's method on log P[N > x] = log tail. The left side is concave, so the method converges
     from any starting point, and each step doubles the number of correct digits.
     """
-    if tail > mpmath.ldexp(1, -1000):
-        estimate = mpmath.mpf(float(normal_quantile(np.array([float(tail)]))[0]))
+    mp = tail.context
+    if tail > mp.ldexp(1, -1000):
+        estimate = mp.mpf(float(normal_quantile(np.array([float(tail)]))[0]))
     else:
-        estimate = mpmath.sqrt(-2 * mpmath.log(tail))
-    root_two, root_two_pi = mpmath.sqrt(2), mpmath.sqrt(2 * mpmath.pi)
-    wanted, enough = mpmath.log(tail), mpmath.ldexp(1, -(mpmath.mp.prec // 2))
+        estimate = mp.sqrt(-2 * mp.log(tail))
+    root_two, root_two_pi = mp.sqrt(2), mp.sqrt(2 * mp.pi)
+    wanted, enough = mp.log(tail), mp.ldexp(1, -(mp.prec // 2))
     while True:
-        value = mpmath.erfc(estimate / root_two) / 2
-        density = mpmath.exp(-estimate * estimate / 2) / root_two_pi
-        step = (mpmath.log(value) - wanted) * value / density
+        value = mp.erfc(estimate / root_two) / 2
+        density = mp.exp(-estimate * estimate / 2) / root_two_pi
+        step = (mp.log(value) - wanted) * value / density
         estimate += step
         if abs(step) < enough * (1 + abs(estimate)):
             return estimate

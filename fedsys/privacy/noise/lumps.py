@@ -22,11 +22,10 @@ import math
 from fractions import Fraction
 from functools import lru_cache
 
-import mpmath
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsys.privacy.noise.inversion import FURTHER_BYTES, SETTLED_BITS
+from fedsys.privacy.noise.inversion import FURTHER_BYTES, SETTLED_BITS, precisely
 from fedsys.privacy.randomness import AesCtrStream
 
 __all__ = ["LEAST_SIGMA", "SMALL", "deviation_of", "powers", "settle_small_sum", "small_sum_words"]
@@ -125,11 +124,9 @@ def _law(terms: int, precision: int) -> list[int]:
 
 def _rounded_gaussian(precision: int) -> list[int]:
     reach = math.ceil(SMALL * math.sqrt(2 * precision * math.log(2))) + 2
-    with mpmath.workprec(precision + 30):
-        scale = SMALL * mpmath.sqrt(2)
-        tails = [mpmath.erfc((k + mpmath.mpf(0.5)) / scale) / 2 for k in range(reach + 1)]
-        upper = [
-            int(mpmath.floor(mpmath.ldexp(a - b, precision))) for a, b in itertools.pairwise(tails)
-        ]
-        centre = int(mpmath.floor(mpmath.ldexp(1 - 2 * tails[0], precision)))
+    with precisely(precision + 30) as mp:
+        scale = SMALL * mp.sqrt(2)
+        tails = [mp.erfc((k + mp.mpf(0.5)) / scale) / 2 for k in range(reach + 1)]
+        upper = [int(mp.floor(mp.ldexp(a - b, precision))) for a, b in itertools.pairwise(tails)]
+        centre = int(mp.floor(mp.ldexp(1 - 2 * tails[0], precision)))
     return [*upper[::-1], centre, *upper]

@@ -17,9 +17,10 @@ import math
 from functools import lru_cache
 from typing import Any
 
-import mpmath
 import numpy as np
 from numpy.typing import NDArray
+
+from fedsys.privacy.noise.inversion import precisely
 
 __all__ = ["upper_words"]
 
@@ -71,21 +72,21 @@ def _coefficients(anchor: int) -> tuple[int, ...]:
 
     They are kept, because all tables have the same: anchors 0 to 84, if sigma is 1 or more.
     """
-    with mpmath.workprec(_BITS + 60):
-        x = mpmath.mpf(anchor) / _PER_DEVIATION
-        density = mpmath.exp(-x * x / 2) / mpmath.sqrt(2 * mpmath.pi)
-        found = [mpmath.erfc(x / mpmath.sqrt(2)) / 2]
-        before, here = mpmath.mpf(0), mpmath.mpf(1)  # He_(n-2), He_(n-1)
+    with precisely(_BITS + 60) as mp:
+        x = mp.mpf(anchor) / _PER_DEVIATION
+        density = mp.exp(-x * x / 2) / mp.sqrt(2 * mp.pi)
+        found = [mp.erfc(x / mp.sqrt(2)) / 2]
+        before, here = mp.mpf(0), mp.mpf(1)  # He_(n-2), He_(n-1)
         scale = density
         for n in range(1, _TERMS + 1):
             scale = -scale / n
             found.append(scale * here)
             before, here = here, x * here - (n - 1) * before
-        return tuple(int(mpmath.nint(mpmath.ldexp(value, _BITS))) for value in found)
+        return tuple(int(mp.nint(mp.ldexp(value, _BITS))) for value in found)
 
 
 def _exact_word(k: int, sigma: float) -> int:
     """floor(2^64 Q((k + 1/2) / sigma)), computed with 1,200 bits."""
-    with mpmath.workprec(1200):
-        x = (mpmath.mpf(k) + mpmath.mpf(0.5)) / mpmath.mpf(sigma)
-        return int(mpmath.floor(mpmath.ldexp(mpmath.erfc(x / mpmath.sqrt(2)), _WORD - 1)))
+    with precisely(1200) as mp:
+        x = (mp.mpf(k) + mp.mpf(0.5)) / mp.mpf(sigma)
+        return int(mp.floor(mp.ldexp(mp.erfc(x / mp.sqrt(2)), _WORD - 1)))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from scipy import stats
 from scipy.special import ndtr
 
 from fedsys.privacy import AesCtrStream
-from fedsys.privacy.noise import lumps, noise_sampler, rounding_distance
+from fedsys.privacy.noise import lumps, noise_sampler, rounding_distance, table
 from fedsys.privacy.noise import sampler as sampling
 from fedsys.privacy.noise.guide import GuidedTable
 from fedsys.privacy.noise.lumps import (
@@ -48,6 +51,33 @@ def test_a_table_is_the_convolution(terms: int) -> None:
     np.testing.assert_allclose(words, above[: len(words)], rtol=1e-9, atol=1e-15)
 
 
+def test_threads_do_not_spoil_each_others_tables() -> None:
+    """Two jobs of one coordinator may need their first tables at the same time."""
+    gaussian, law = upper_words(20.0), lumps._rounded_gaussian(192)
+    start = Barrier(3)
+
+    def first() -> NDArray[np.uint64]:
+        start.wait()
+        return upper_words(20.0)
+
+    def second() -> list[int]:
+        start.wait()
+        return lumps._rounded_gaussian(192)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            for _ in range(3):
+                table._coefficients.cache_clear()
+                found = pool.submit(first), pool.submit(second), pool.submit(second)
+                np.testing.assert_array_equal(found[0].result(), gaussian)
+                assert found[1].result() == found[2].result() == law
+    finally:
+        sys.setswitchinterval(interval)
+        table._coefficients.cache_clear()
+
+
 class _Bits(AesCtrStream):
     def __init__(self, octet: bytes) -> None:
         super().__init__(bytes(32))
@@ -63,10 +93,10 @@ def test_further_bits_decide_what_a_word_does_not(
 ) -> None:
     monkeypatch.setattr(lumps, "FURTHER_BYTES", 20)  # 120 in earnest, which takes seconds
     monkeypatch.setattr(lumps, "SETTLED_BITS", 64 + 8 * 20)
-    table, words = GuidedTable.small_sum(terms), _stream(3).words(40)
+    summed, words = GuidedTable.small_sum(terms), _stream(3).words(40)
     settled = [settle_small_sum(terms, int(word), _stream(4)) for word in words]
-    np.testing.assert_array_equal(table.invert(words)[0], settled)
-    edge = int(table.entries[len(table.entries) // 2 + 5])  # P[L <= 5]
+    np.testing.assert_array_equal(summed.invert(words)[0], settled)
+    edge = int(summed.entries[len(summed.entries) // 2 + 5])  # P[L <= 5]
     ends = [settle_small_sum(terms, edge, _Bits(octet)) for octet in (b"\x00", b"\xff")]
     assert ends == [5, 6]
 
