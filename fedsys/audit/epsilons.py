@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fedsys.agreement import agrees
 from fedsys.audit.evidence import Evidence
 from fedsys.audit.spending import Spending
 from fedsys.audit.wording import claim, epsilon_text, plain, value_text
@@ -193,7 +194,7 @@ def _view_claim(
     elif number is None:
         holds = False
     else:
-        holds = number == derived or abs(number - derived) <= _RELATIVE * derived
+        holds = agrees(number, derived, relative=_RELATIVE)
         if not holds:
             words += ": understated" if number < derived else ": overstated"
     return claim(
@@ -256,7 +257,7 @@ def _promise_claim(stated: Any, plan: PrivacyPlan) -> Claim:
     number = _stated(stated)
     same = stated is None and wanted is None
     if number is not None and wanted is not None:
-        same = number == wanted or abs(number - wanted) <= _RELATIVE * wanted
+        same = agrees(number, wanted, relative=_RELATIVE)
     return claim(
         "Budget in the summary",
         same,

@@ -246,6 +246,24 @@ def test_no_mechanism_claims_nothing_and_says_so_loudly(tmp_path: Path) -> None:
     assert (spent.participant, spent.server) == (math.inf, math.inf)
 
 
+@pytest.mark.parametrize(
+    ("mechanism", "stated"),
+    [
+        ("none", {"outsider": 0.5, "participant": 0.6, "server": 0.7}),
+        ("none", {"outsider": 1e308}),
+        ("central-gaussian", {"server": 0.7}),
+    ],
+)
+def test_no_number_is_an_infinite_epsilon(
+    mechanism: str, stated: dict[str, float], signer: Signer, tmp_path: Path
+) -> None:
+    settings = (f"privacy.mechanism={mechanism}", "rounds.count=1")
+    run = harness.run(job(*settings), out=tmp_path / "run").folder
+    edit_json(run, lambda body: body["privacy"]["epsilon"].update(stated))
+    close_again(run, signer)
+    assert failed(run) == {f"Epsilon, {view} view" for view in stated}
+
+
 def test_a_sum_in_floating_point_is_no_release(tmp_path: Path) -> None:
     folder = harness.run(job("aggregation.protocol=float"), out=tmp_path / "run").folder
     result = audit_run(folder)
