@@ -120,6 +120,8 @@ class Preparation:
                 self._state.update_job(row.id, spent=row.promised)
                 raise
         if row.cancelled:
+            if row.ledger:  # it was given up, with a round that nobody counted, perhaps
+                self._state.update_job(row.id, spent=row.promised)
             return AlreadyOver("cancelled")
         if row.status != "submitted":
             raise FolderLost(
@@ -291,7 +293,7 @@ class Preparation:
                 )
             prepared = self._ready(row, job, model, roster)
             held.pop_all()
-        self._state.update_job(row.id, ledger=job.coordinator.terms.job.hex())
+        self._state.update_job(row.id, ledger=job.coordinator.terms.job.hex(), spent=job.epsilon)
         _log.info("job %s: resumed after %d rounds", row.id, job.coordinator.reserved)
         return prepared
 

@@ -22,6 +22,7 @@ from fedsys.bounded_toml import parse_toml
 from fedsys.config import validate
 from fedsys.errors import ConfigError, FedsysError
 from fedsys.privacy import Entropy
+from fedsys.run_folder import RunFolder
 from server.asking import turns_of
 from server.deployed.consent import Shortfall
 from server.deployed.countersignatures import Countersignatures
@@ -33,7 +34,7 @@ from server.deployed.job_run import JobHeld, JobPaused, JobRun, JobYields
 from server.deployed.preparation import AlreadyOver, FolderLost, Preparation, PreparedJob
 from server.deployed.round import Facilities, Randomness
 from server.deployed.schedule import Queued, decide
-from server.deployed.spending import Spending
+from server.deployed.spending import Spending, spent_by_failed
 from server.home.enrollment import Registry
 from server.home.folder import Home
 from server.home.state import ACTIVE_JOB, PAUSED, JobRow, JobsSeen, State
@@ -411,12 +412,14 @@ class Deployment:
         return nodes
 
     def _end(self, row: JobRow, status: str, reason: str) -> None:
-        self._state.update_job(
-            row.id, status=status, reason=reason[:2000], stage="", ended_at=self._now()
-        )
+        changed: dict[str, Any] = {"status": status, "reason": reason[:2000], "stage": ""}
+        failed = status == "failed"
+        if failed:  # in the middle of a round, perhaps
+            folder = RunFolder(self._home.jobs / row.id)
+            changed["spent"] = spent_by_failed(self._state.job(row.id), folder)
+        self._state.update_job(row.id, **changed, ended_at=self._now())
         self._metrics.job_ended(row.id, status)
         self._show_spent()
-        failed = status == "failed"
         _log.log(logging.ERROR if failed else logging.INFO, "job %s: %s %s", row.id, status, reason)
 
     def _show_spent(self) -> None:

@@ -33,7 +33,7 @@ from server.home.folder import Home
 from server.home.state import ACTIVE_JOB, PAUSED, JobRow, State
 from server.job_settings import budget_of
 
-__all__ = ["NOTHING", "Promises", "Spending", "alone"]
+__all__ = ["NOTHING", "Promises", "Spending", "alone", "spent_by_failed"]
 
 Standings = Mapping[View, Standing]
 """A job's standing by view; without the views in which its epsilon is not known."""
@@ -118,7 +118,8 @@ def _states(folder: RunFolder, noted: Standings) -> bool:
 
 def _spent_by(row: JobRow, folder: RunFolder) -> Standings:
     """By what a job's folder holds; where its ledger cannot be read, by its epsilons alone."""
-    if row.status == "lost":  # only devices remember it, in the view that it guarantees
+    # Of one that is lost or whose folder is gone only the promise is known, in its view.
+    if row.status == "lost" or (row.ledger and not folder.begun):
         promised = math.inf if row.promised is None else row.promised
         return alone(Epsilons(outsider=promised, participant=math.inf, server=math.inf))
     if not folder.begun:
@@ -243,8 +244,35 @@ def _standing_of(row: JobRow, folder: RunFolder, *, unfinished: bool) -> Standin
         if view.ended_early:
             return _promised_by(plan)
         accountant = replay(view, read_private(folder.private)[0])[0]
-        if epsilon > accountant.spent_in(plan.guarantee) * (1 + 1e-6):
+        spent = accountant.spent_in(plan.guarantee)
+        if epsilon > spent * (1 + 1e-6):
             return _promised_by(plan)  # its last round may have been cut off, and counts in full
     except (FedsysError, OSError):
         return Standing(part=None, epsilon=epsilon)
-    return accountant.standing(plan.guarantee, epsilon)
+    return accountant.standing(plan.guarantee, max(epsilon, spent))
+
+
+def spent_by_failed(row: JobRow, folder: RunFolder) -> float | None:
+    """Epsilon of a job that failed, in the view that it promises, for the database, whose figure
+    is older than the round that failed.
+
+    A round that was left open counts in full. Where the ledger cannot be read, all that the job
+    promised was spent.
+
+    Args:
+        row: the job in the database.
+        folder: its run.
+
+    Returns:
+        None where nothing is promised, or nothing began.
+    """
+    try:
+        if not row.ledger and not folder.begun:
+            return row.spent
+        view = read_ledger(folder.ledger, allow_torn=True)
+        plan = plan_of(view.header)
+        accountant = replay(view, read_private(folder.private)[0])[0]
+    except (FedsysError, OSError):
+        return row.promised
+    spent = accountant.spent_in(plan.guarantee) if plan.protected else None
+    return spent if spent is None or row.spent is None else max(spent, row.spent)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +20,15 @@ from fedsys.run_folder import RunFolder
 from server.deployed import preparation
 from server.deployed.fleet import Fleet
 from server.deployed.job_model import JobModel
-from server.deployed.preparation import AlreadyOver, JobFailed, Preparation, PreparedJob
+from server.deployed.preparation import (
+    AlreadyOver,
+    FolderLost,
+    JobFailed,
+    Preparation,
+    PreparedJob,
+)
 from server.deployed.queue import Deployment, submit
-from server.deployed.spending import Promises
+from server.deployed.spending import Promises, Spending
 from server.grpc_operator import job_status
 from server.home.state import ACTIVE_JOB, JobRow
 from server.job_ending import end_job
@@ -166,6 +174,34 @@ def test_after_a_damaged_ledger_the_next_job_has_its_turn(port: Port) -> None:
         True,
     )
     assert "population.clients = 7" in port.state.job(second.id).reason
+
+
+def test_a_round_that_a_crash_lost_is_in_the_figure_after_the_restart(port: Port) -> None:
+    row = submit(port.state, dump(silos("rounds.count=2", "privacy.epsilon=9")))
+    prepared = preparing(port).prepare(row)
+    assert isinstance(prepared, PreparedJob)
+    with prepared.job.ledger:
+        prepared.job.coordinator.begin_round(os.urandom)
+    assert not port.state.job(row.id).spent
+    again = preparing(port).prepare(port.state.job(row.id))
+    assert isinstance(again, PreparedJob)
+    with again.job.ledger:
+        assert again.job.epsilon
+        assert port.state.job(row.id).spent == again.job.epsilon
+
+
+def test_a_job_that_is_given_up_with_its_folder_counts_as_it_promised(port: Port) -> None:
+    row = begun(port)
+    shutil.rmtree(port.home.jobs / row.id)
+    with pytest.raises(FolderLost):
+        preparing(port).prepare(row)
+    cancelled = port.state.cancel_job(row.id)
+    assert preparing(port).prepare(cancelled) == AlreadyOver("cancelled")
+    over = port.state.update_job(row.id, status="cancelled")
+    assert over.promised
+    assert over.spent == over.promised
+    assert Promises(port.home, port.state).total() == over.promised
+    assert Spending(port.home, port.state).total().outsider == over.promised
 
 
 def test_the_eleventh_query_after_a_training_job_is_refused(port: Port) -> None:

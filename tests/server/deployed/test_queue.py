@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from fedsys.audit import audit_run
 from fedsys.config import Config, dump, validate
-from fedsys.privacy import read_ledger
+from fedsys.privacy import read_ledger, replay
+from fedsys.privacy.ledger import read_private
+from server import coordinator
 from server.deployed.queue import submit
+from server.deployed.spending import Promises, Spending
 from server.home.state import ACTIVE_JOB
 from tests.server.deployed.test_job_run import Party, outcomes
 
@@ -134,6 +139,46 @@ def test_jobs_that_begin_together_share_the_budget(party: Callable[[int], Party]
     found.run_until(over(found, first, third))
     rows = [found.state.job(job) for job in (first, third)]
     assert [row.status for row in rows] == ["completed", "completed"], [row.reason for row in rows]
+
+
+def diverges(weights: object, mean: object) -> object:
+    return np.full(5, np.inf, dtype=np.float32)
+
+
+def raises(weights: object, mean: object) -> object:
+    raise RuntimeError("a strategy's own error")
+
+
+@pytest.mark.parametrize("step", [diverges, raises])
+@pytest.mark.parametrize("fails_in", [1, 2])
+def test_the_round_in_which_a_job_fails_counts_against_the_budget(
+    party: Callable[[int], Party],
+    monkeypatch: pytest.MonkeyPatch,
+    step: Callable[[object, object], object],
+    fails_in: int,
+) -> None:
+    """Its sum was opened; of the next jobs no more are accepted than the budget has room for."""
+    found = party(3)
+    found.settle(epsilon=2.5)
+    real = coordinator.Coordinator._step
+
+    def fail(self: coordinator.Coordinator, mean: Any) -> Any:
+        return step(self.weights, mean) if self.reserved == fails_in else real(self, mean)
+
+    monkeypatch.setattr(coordinator.Coordinator, "_step", fail)
+    config = dump(small((0, 1, 2), 2, epsilon=2.0, delta=1e-5))
+    row = found.run(submit(found.state, config).id)
+    assert row.status == "failed", row.reason
+    folder = found.home.jobs / row.id
+    view = read_ledger(folder / "ledger.jsonl", allow_torn=True)
+    assert len(view.rounds) == fails_in
+    spent = replay(view, read_private(folder / "private.jsonl")[0])[1].outsider
+    assert spent > 0.5
+    assert row.spent == pytest.approx(spent, rel=1e-9)
+    assert Spending(found.home, found.state).total().outsider == pytest.approx(spent, rel=1e-9)
+    assert Promises(found.home, found.state).total() == pytest.approx(spent, rel=1e-9)
+    refused = found.run(submit(found.state, config).id)
+    assert "the population's budget is epsilon 2.5" in refused.reason
 
 
 def gave_way(party: Party) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from fedsys.audit.population import linked
 from fedsys.config import load
 from fedsys.privacy import VIEWS, plan_of, read_ledger
 from fedsys.run_folder import RunFolder
-from server.deployed.spending import Promises, Spending
+from server.deployed.spending import Promises, Spending, spent_by_failed
 from server.home.folder import Home
 from simulations import harness
 from tests.simulations.test_asking import asking
@@ -94,6 +94,27 @@ def test_a_job_that_is_not_over_counts_with_all_that_it_may_spend(home: Home) ->
         shutil.move(home.jobs / "gone", home.jobs / "a")
     rows.append(SimpleNamespace(id="d", number=4, status="queued", started_at=None, ledger=None))
     assert Promises(home, state).total() == pytest.approx(promises.total()), "it has not begun"
+
+
+def test_a_failed_job_counts_by_its_ledger_and_where_that_is_unreadable_by_its_promise(
+    home: Home, tmp_path: Path
+) -> None:
+    folder = RunFolder(home.jobs / "a")
+    whole = float(row(home, 1, "a").spent)
+    failed = row(home, 1, "a", status="failed", promised=9.0, spent=0.1)
+    assert spent_by_failed(failed, folder) == pytest.approx(whole, rel=1e-9)
+    rows = [failed]
+    state: Any = SimpleNamespace(jobs=lambda: rows)
+    assert Promises(home, state).total() == pytest.approx(whole, rel=1e-9), "an old figure"
+    failed.spent = 9.0
+    assert spent_by_failed(failed, folder) == 9.0, "it could not be restored: all was promised"
+    failed.spent = 0.1
+    assert spent_by_failed(failed, RunFolder(tmp_path / "gone")) == 9.0
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "ledger.jsonl").write_text("{}\n", "utf-8")
+    assert spent_by_failed(failed, RunFolder(tmp_path / "torn")) == 9.0
+    never = row(home, 1, "a", status="failed", promised=None, spent=None, ledger="")
+    assert spent_by_failed(never, RunFolder(tmp_path / "gone")) is None
 
 
 def test_what_is_settled_is_not_derived_again(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
