@@ -98,7 +98,7 @@ class SecureSum(Generic[_Of]):
     @property
     def nothing_summed(self) -> bool:
         """Whether no certificate was sent yet for the sum in hand; without one, no member answers
-        with shares."""
+        with shares. An epoch whose sum is over says so of the next one."""
         return self._aggregator.stage.value < AggregatorStage.ANSWER.value
 
     @property

@@ -211,7 +211,7 @@ class BufferedCycle:
             await epoch.settle(buffer)
             result = epoch.secure.result
         except asyncio.CancelledError:
-            before = self._epoch is None or self._epoch.secure.nothing_summed
+            before = not buffer.certified
             self._abort(buffer, "the coordinator was shut down", before_unmask=before)
             raise
         except WitnessesMissing as missing:

@@ -48,6 +48,8 @@ class Buffer:
         nonces: what each of them came with, by client.
         too_stale: updates that were not asked for, being too old.
         lost: clients that were asked and did not come.
+        certified: whether a certificate was sent, so that its sum may have been opened. The epoch's
+            aggregator goes on to the next sum, and forgets.
         seconds: each stage's duration by name.
     """
 
@@ -57,6 +59,7 @@ class Buffer:
     nonces: dict[int, bytes] = field(default_factory=dict)
     too_stale: int = 0
     lost: int = 0
+    certified: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -223,6 +226,7 @@ class DeployedEpoch:
         while self._messages:
             stage, started = self.secure.stage, self._fleet.clock()
             self._around.entered(stage)
+            buffer.certified |= not self.secure.nothing_summed
             self._step += 1
             self._closes = started + self._around.deadlines.stage
             for client in sorted(self._messages):
