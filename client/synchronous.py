@@ -49,8 +49,9 @@ def provide(current: SynchronousRound, worker: Worker, journal: Journal, entropy
     """
     assignment = current.assignment
     most = current.terms.plan.max_participations
+    exhausted = most is not None and journal.others(assignment.job, assignment.round) >= most
     try:
-        if most is not None and journal.others(assignment.job, assignment.round) >= most:
+        if exhausted:
             # Contributed as often as agreed: send zeros and noise. A refusal would be visible.
             update = np.zeros((1, current.terms.row_length), dtype=np.float32)
         else:
@@ -69,6 +70,7 @@ def provide(current: SynchronousRound, worker: Worker, journal: Journal, entropy
         participation=current.mechanism.event.sampling.participation,
         clipping=assignment.clipping,
         entropy=entropy,
+        taking_part=[not exhausted],
     )
     privatized = privatize(current.mechanism, contributed, seed=assignment.digest, entropy=entropy)
     if privatized.unusable.any():

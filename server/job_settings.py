@@ -164,7 +164,8 @@ def clipping_for(
     if privacy.adaptive_quantile is None:
         return None
     apart = _clipped_apart(config, layers)
-    bit_fraction = default_bit_fraction(plan.noise_multiplier, plan.expected_cohort)
+    taking_part = plan.expected_cohort * plan.participation
+    bit_fraction = default_bit_fraction(plan.noise_multiplier, taking_part)
     # The bits share the update's norm: k bits of `bit_fraction` each have squared norm k times
     # its square, and the update gets what is left of 1.
     if len(apart) * bit_fraction**2 >= 1:
@@ -180,7 +181,7 @@ def clipping_for(
         quantile=privacy.adaptive_quantile,
         learning_rate=privacy.adaptive_rate,
         bit_fraction=bit_fraction,
-        survival=1 - config.aggregation.dropout,
+        survival=(1 - config.aggregation.dropout) * plan.participation,
     )
 
 

@@ -199,6 +199,7 @@ class ChunkTrainer:
             parts=self._parts,
             clip=self._mechanism.event.clip,
             examples=self._population.examples(clients).tolist() if work.weight_cap else (),
+            taking_part=[client not in work.exhausted for client in clients],
         )
 
     @property

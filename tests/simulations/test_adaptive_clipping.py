@@ -88,6 +88,16 @@ def test_a_secret_coin_keeps_the_share_that_it_should(configure: Configure, tmp_
     assert epsilon["outsider"] < all_in["outsider"]
 
 
+def test_the_norm_finds_its_quantile_from_those_that_take_part(
+    configure: Configure, tmp_path: Path
+) -> None:
+    """All updates exceed the norm: all that take part send that bit, the others send zeros."""
+    settings = (*ADAPTIVE, "cohort.expected=70", "cohort.participation=0.3", "rounds.count=6")
+    harness.run(configure(*settings, "privacy.clip=0.1"), out=tmp_path / "run")
+    assert clips(tmp_path / "run")[-1] > 0.15
+    assert audit_run(tmp_path / "run").passed
+
+
 @pytest.mark.parametrize(
     "settings",
     [

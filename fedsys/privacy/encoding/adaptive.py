@@ -4,7 +4,8 @@ Andrew, Thakkar, McMahan and Ramaswamy, "Differentially Private Learning with Ad
 (NeurIPS 2021). For each layer, a client's bit 1[norm <= C] - 1/2 travels as a further coordinate of
 its update: inside the clipped, noised and accounted vector, never next to it. With G layers of
 norms C_g and bits of weight w, the vector's norm is at most C = sqrt(sum C_g^2 + G w^2), the
-clipping norm of the round's event. To the mechanism it is an ordinary vector of dimension d + G.
+clipping norm of the round's event. To the mechanism it is an ordinary vector of dimension d + G. A
+client that does not take part sends zeros in all of it, neither bit.
 
 >>> adaptive = AdaptiveClipping.start(layers=(3, 2), clip=1.0, quantile=0.5, learning_rate=0.2,
 ...     bit_fraction=0.1, survival=0.95)
@@ -43,7 +44,7 @@ def default_bit_fraction(noise_multiplier: float, expected_cohort: float) -> flo
 
     Args:
         noise_multiplier: z.
-        expected_cohort: n = q N.
+        expected_cohort: n = q N, or p q N where a secret coin decides who sends bits.
     """
     return min(0.5, 10 * noise_multiplier / expected_cohort)
 
@@ -58,8 +59,9 @@ class AdaptiveClipping:
         weight: w; the coordinate of a bit is w for a 1 and -w for a 0.
         quantile: the target fraction of updates whose norm stays below the clipping norm.
         learning_rate: eta in ``C *= exp(-eta (fraction - quantile))``.
-        survival: the expected fraction of a cohort that reaches the sum; an assumption, because the
-            realised fraction is secret.
+        survival: the expected fraction of a cohort whose bits reach the sum: that is not lost, and
+            that takes part by its secret coin. An assumption, because the realised fraction is
+            secret; where fewer take part, fractions are closer to 1/2.
         bit_fraction: w / C, which is kept when the norms move.
 
     Raises:
@@ -120,7 +122,7 @@ class AdaptiveClipping:
             quantile: the target fraction of updates whose norm stays below the clipping norm.
             learning_rate: eta.
             bit_fraction: w / C.
-            survival: the expected fraction of a cohort that reaches the sum.
+            survival: the expected fraction of a cohort whose bits reach the sum.
 
         Raises:
             MechanismError: as for the constructor.
@@ -188,7 +190,7 @@ class AdaptiveClipping:
         (G,) of updates within their norms.
 
         The denominator of the mean is q N, and that of the fractions is the expected number of
-        survivors.
+        clients whose bits are in the sum.
 
         Raises:
             MechanismError: the mean has another shape.

@@ -143,6 +143,30 @@ def test_an_ideal_sum_is_the_sum_of_the_vectors(alone: Callable[..., Setting]) -
     np.testing.assert_array_equal(in_ring(flat, mechanism, "ideal", invited=40), expected)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("cohort.weighting=examples", "cohort.weight_cap=2"),
+        ("privacy.adaptive_quantile=0.5",),
+    ],
+)
+def test_exhausted_clients_send_neither_weights_nor_bits(
+    settings: tuple[str, ...], alone: Callable[..., Setting]
+) -> None:
+    setting = alone(*settings)
+    clipping = None if setting.clipping is None else setting.clipping.to_json()
+    mechanism, (half, rest) = setting.plan.build_mechanism(), (range(8), range(8, 16))
+    work = work_of(
+        setting, clipping=clipping, weight_cap=setting.config.cohort.weight_cap or 0, shares=False
+    )
+    some = dataclasses.replace(work, exhausted=frozenset(half))
+    with setting.engine as engine:
+        total, _ = engine.total(some, [(*half, *rest)], mechanism.length)
+        expected, _ = engine.total(work, [tuple(rest)], mechanism.length)
+    assert expected[-1]
+    np.testing.assert_array_equal(total, expected)
+
+
 @pytest.mark.slow
 def test_a_round_that_was_given_up_leaves_nothing_behind(alone: Callable[..., Setting]) -> None:
     setting = alone()
