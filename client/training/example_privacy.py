@@ -1,8 +1,9 @@
 """What DP-SGD on a device guarantees, and the lattice on which it adds; for every implementation.
 
 Clipped gradients are truncated to multiples of C / 2^20 and added as integers, and the noise is
-round(sigma N) on that integer sum with sigma = z 2^20. So the sum's sensitivity is C exactly, and
-no guarantee rests on the low bits of a floating-point sum.
+round(sigma N) on that integer sum with sigma = z 2^20. Truncation does not lengthen a gradient, so
+an example moves the sum by at most C. Ghost clipping has no single gradients to truncate: it rounds
+their sum and clips to less instead (`client.training.example.optimizer`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ __all__ = ["SLACK", "UNITS", "ExamplePrivacy", "poisson_batch"]
 
 UNITS = float(1 << 20)
 SLACK = 1.0 - 1e-5
-"""Gradients are clipped to slightly less than C: the error of float32 norms of millions of
-coordinates is smaller."""
+"""Gradients are clipped to slightly less than C. What is smaller: the error of a norm, 4e-6
+(`client.training.example.gradients.norms_of`), and those of float32 factors and products, 2e-7."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 from opacus import PrivacyEngine
 from opacus.optimizers import DPOptimizer
+from torch import nn
 
+from client.training.example.gradients import GhostModule
 from client.training.example.optimizer import GhostLatticeOptimizer, LatticeOptimizer
 from client.training.example_privacy import UNITS, poisson_batch
 from fedsys.privacy.noise import RoundedGaussian
@@ -27,7 +29,7 @@ __all__ = ["EntropyEngine", "PoissonBatches"]
 
 class PoissonBatches:
     """One client's batches by Poisson sampling: independently, each example is in each batch with
-    the same probability.
+    the same probability. A batch is (n,) booleans, whether each row is in it.
 
     Args:
         rows: (n,) the client's rows of the pool.
@@ -46,9 +48,9 @@ class PoissonBatches:
         """Batches per epoch on average, which is how Opacus reads it."""
         return max(1, round(1 / self.rate))
 
-    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+    def __iter__(self) -> Iterator[NDArray[np.bool_]]:
         for _ in range(self._steps):
-            yield self.dataset[poisson_batch(self._stream, len(self.dataset), self.rate)]
+            yield poisson_batch(self._stream, len(self.dataset), self.rate)
 
 
 class EntropyEngine(PrivacyEngine):  # type: ignore[misc]
@@ -63,6 +65,15 @@ class EntropyEngine(PrivacyEngine):  # type: ignore[misc]
             warnings.filterwarnings("ignore", message="Secure RNG turned off")  # it is not used
             super().__init__(accountant="prv")
         self._sampler = RoundedGaussian(float(noise_multiplier * UNITS))
+
+    def _prepare_model(self, module: nn.Module, *, grad_sample_mode: str, **given: Any) -> Any:
+        if grad_sample_mode != "ghost":
+            return super()._prepare_model(module, grad_sample_mode=grad_sample_mode, **given)
+        if isinstance(module, GhostModule):
+            return module
+        self.validate(module=module, optimizer=None, data_loader=None)
+        known = ("batch_first", "max_grad_norm", "loss_reduction")
+        return GhostModule(module, **{name: given[name] for name in known})
 
     def _prepare_data_loader(self, data_loader: PoissonBatches, **_: object) -> PoissonBatches:
         return data_loader

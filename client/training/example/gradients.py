@@ -11,18 +11,21 @@ per batch of 64 (functional, ghost): softmax regression of 650 parameters 2.8, 0
 51k 17, 2.1; convolutions of 109k 94, 28; perceptron of 400k 425, 8; convolutions of 1.6M 1360, 250.
 For smaller models, the exact sum of the functional form is worth more than the time. Linear layers
 over sequences are excluded: ghost clipping computes their norms from differences.
+
+Norms are added up in float64, by `norms_of` and `GhostModule`: a sum of a million squares in
+float32 can be too small by 10^-3, and the clipped gradient longer than C by as much.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from opacus.grad_sample import GradSampleModule
-from opacus.grad_sample import GradSampleModuleFastGradientClipping as GhostModule
+from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
 from opacus.layers import DPGRU, DPLSTM, DPRNN
+from opacus.layers.dp_rnn import RNNLinear
 from opacus.optimizers import DPOptimizer
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
@@ -33,7 +36,15 @@ from fedsys.errors import TrainingError
 from fedsys.tasks import Examples, Task
 from fedsys.tasks.examples import Values, parts_of, transformed
 
-__all__ = ["Gradients", "PerExampleLoss", "form_for", "refuse_mixing", "step_of"]
+__all__ = [
+    "GhostModule",
+    "Gradients",
+    "PerExampleLoss",
+    "form_for",
+    "norms_of",
+    "refuse_mixing",
+    "step_of",
+]
 
 _FEW_PARAMETERS = 8192
 _TOLERANCE = 1e-4  # float32 gradients, relative to their norm
@@ -44,7 +55,54 @@ _REMEDIES: dict[type[nn.Module], str] = {
     nn.MultiheadAttention: "opacus.layers.DPMultiheadAttention",
 }
 
+_BLOCK = 128
+
 Gradients = Callable[[Values, Values], None]
+Sampler = Callable[[nn.Module, list[Tensor], Tensor], dict[nn.Parameter, Tensor]]
+
+
+def norms_of(rows: Tensor) -> Tensor:
+    """(B,) float64, the L2 norms of `rows` (B, d), to 4e-6 of each.
+
+    Blocks of 128 numbers are squared and added in the rows' own dtype: whatever the order, the
+    error of such a norm is at most (128 + 2) / 2 roundings, in float32 of 2^-24 (Higham 2002,
+    section 3.1). The blocks are added in float64. To convert all rows takes far longer.
+    """
+    cut = rows.shape[1] - rows.shape[1] % _BLOCK
+    blocks = torch.linalg.vector_norm(rows[:, :cut].reshape(len(rows), -1, _BLOCK), dim=2)
+    rest = torch.linalg.vector_norm(rows[:, cut:], dim=1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(torch.cat([blocks, rest], dim=1).double(), dim=1)
+    return norms
+
+
+def _in_float64(sampler: Sampler) -> Sampler:
+    """Opacus' rules compute in the dtype of the backpropagated signals."""
+    return lambda layer, given, signals: sampler(layer, given, signals.double())
+
+
+def _norms_by(sampler: Sampler) -> Sampler:
+    def norms(layer: nn.Module, given: list[Tensor], signals: Tensor) -> dict[nn.Parameter, Tensor]:
+        found = sampler(layer, given, signals)
+        return {param: norms_of(each.flatten(1)) for param, each in found.items()}
+
+    return norms
+
+
+class GhostModule(GradSampleModuleFastGradientClipping):  # type: ignore[misc]
+    """Opacus' module for ghost clipping, with norms in float64.
+
+    A recurrent cell adds up its gradients over time first, in float64 then. Any other layer that is
+    called twice gets wrong norms, which `form_for` finds.
+    """
+
+    _rules = GradSampleModuleFastGradientClipping
+    NORM_SAMPLERS: ClassVar[dict[type[nn.Module], Sampler]] = {
+        **{kind: _norms_by(rule) for kind, rule in _rules.GRAD_SAMPLERS.items()},
+        **{kind: _in_float64(rule) for kind, rule in _rules.NORM_SAMPLERS.items()},
+    }
+    GRAD_SAMPLERS: ClassVar[dict[type[nn.Module], Sampler]] = {**_rules.GRAD_SAMPLERS}
+    GRAD_SAMPLERS[RNNLinear] = _in_float64(GRAD_SAMPLERS[RNNLinear])
+    del NORM_SAMPLERS[RNNLinear]
 
 
 class PerExampleLoss:
@@ -170,7 +228,7 @@ def _nothing(optimizer: DPOptimizer) -> None:
 def _ghost_refused(task: Task, model: nn.Module, x: Values, y: Values) -> str | None:
     """The reason against ghost clipping; None if its norms equal those of plain autograd."""
     twin = without_dropout(copy.deepcopy(model))
-    expected = _one_by_one(task, twin, x, y).norm(dim=1)
+    expected = norms_of(_one_by_one(task, twin, x, y))
     sequences: list[str] = []
     for name, module in twin.named_modules():
         own = any(p.requires_grad for p in module.parameters(recurse=False))

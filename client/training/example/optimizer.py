@@ -3,11 +3,13 @@
 `DPOptimizer` clips, adds, noises, scales and steps. Two of these five are replaced here. Gradients
 are added as integers, in units of C / 2^20, so the sum over physical batches is exact; and the
 noise is round(sigma N) on that integer sum, from a stream keyed by the operating system's entropy.
-It depends neither on torch's generator nor on the low bits of a floating-point sum.
+It depends neither on torch's generator nor on the low bits of a floating-point sum, of which ghost
+clipping alone has one: the sum within a physical batch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
+from client.training.example.gradients import norms_of
 from client.training.example_privacy import SLACK, UNITS
 from fedsys.privacy.noise import RoundedGaussian
 from fedsys.privacy.randomness import AesCtrStream
@@ -73,12 +76,12 @@ class LatticeOptimizer(_OnLattice, DPOptimizer):  # type: ignore[misc]
             ],
             dim=1,
         )
-        norms = torch.linalg.vector_norm(each, dim=1)
+        norms = norms_of(each)
         # A gradient that is not finite counts as zero: a refusal would reveal its example.
         each[~torch.isfinite(norms)] = 0
         norms = torch.nan_to_num(norms, nan=0.0, posinf=0.0)
         factors = (self.max_grad_norm / norms.clamp_min(1e-30)).clamp_max(1.0)
-        each *= (factors * (SLACK * UNITS / self.max_grad_norm)).unsqueeze(1)
+        each *= (factors * (SLACK * UNITS / self.max_grad_norm)).to(each).unsqueeze(1)
         # Truncation towards zero cannot lengthen a gradient; float64 adds these integers exactly.
         total = each.trunc_().sum(0, dtype=torch.float64).to(torch.int64)
         for param, part in zip(
@@ -88,18 +91,27 @@ class LatticeOptimizer(_OnLattice, DPOptimizer):  # type: ignore[misc]
 
 
 class GhostLatticeOptimizer(_OnLattice, DPOptimizerFastGradientClipping):  # type: ignore[misc]
-    """As `LatticeOptimizer`, but rounds a physical batch's sum as ghost clipping returns it.
+    """As `LatticeOptimizer`, but rounds the sum of a whole batch as ghost clipping returns it.
 
-    No example's gradient is ever built, so a physical batch is added in float32; clipping to
-    1 - 10^-4 of the norm makes up for the error.
+    No example's gradient is ever built. Physical batches are added in float64, and their sum S is
+    rounded once, to the nearest point of the lattice. |rint(S + g) - rint(S)| <= |g| + sqrt(d)
+    units: there are two rounding errors of at most 1/2 in each of d coordinates. So gradients are
+    clipped to C less sqrt(d) units, and less 10^-4 C for the float32 sum within the one physical
+    batch that holds the example: that error is measured, not proven.
     """
 
     def accumulate(self) -> None:
-        """Adds the physical batch's sum to ``summed_grad``, in integer units."""
-        scale = _GHOST_SLACK * UNITS / self.max_grad_norm
+        """Adds the physical batch's sum to ``summed_grad``, in float64."""
         for param in self.params:
-            total: Tensor = param.grad  # type: ignore[assignment]
-            _add(param, (total.double() * scale).round_().to(torch.int64))
+            _add(param, param.grad.double())  # type: ignore[union-attr]
+
+    def add_noise(self) -> None:
+        """As in the base, after the rounding."""
+        room = _GHOST_SLACK * UNITS - math.sqrt(sum(param.numel() for param in self.params))
+        for param in self.params:
+            scaled = param.summed_grad * (room / self.max_grad_norm)  # type: ignore[attr-defined]
+            param.summed_grad = scaled.round_().to(torch.int64)  # type: ignore[attr-defined]
+        super().add_noise()
 
 
 def proximal_hook(

@@ -10,6 +10,7 @@ gradients are added as integers and the noise is round(sigma N)
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -189,7 +190,7 @@ class ExamplePrivateTrainer:
             optimizer.attach_step_hook(lambda o: (count(o), pull(o)))
             gradients = step_of(mode, self._task, self._model, self._private, made[2], optimizer)
             for batch in batches:
-                for x, y, last in self._physical(examples, batch):
+                for x, y, last in self._physical(examples, rows, batch):
                     optimizer.signal_skip_step(not last)
                     optimizer.zero_grad()
                     gradients(x, y)
@@ -209,14 +210,20 @@ class ExamplePrivateTrainer:
         )
 
     def _physical(
-        self, examples: Examples, batch: NDArray[np.int64]
+        self, examples: Examples, rows: NDArray[np.int64], batch: NDArray[np.bool_]
     ) -> Iterator[tuple[Values, Values, bool]]:
-        """A Poisson batch in parts (x, y, whether it is the last) that fit into memory."""
+        """A Poisson batch in parts (x, y, whether it is the last) that fit into memory.
+
+        A part holds what was sampled of a fixed range of the client's rows, so that an example in
+        or out of the batch changes the floating-point sum of one part and no other.
+        """
         most = max(1, (256 << 20) // (4 * self.dimension))
         if self._mode == "ghost":
             most = _GHOST_BATCH
-        for at in range(0, max(len(batch), 1), most):
-            yield *self._take(examples, batch[at : at + most]), at + most >= len(batch)
+        width = math.floor(most / self._privacy.example_rate)
+        for at in range(0, len(rows), width):
+            some = rows[at : at + width][batch[at : at + width]]
+            yield *self._take(examples, some), at + width >= len(rows)
 
     def _take(self, examples: Examples, rows: NDArray[np.int64]) -> tuple[Values, Values]:
         some = examples.take(torch.from_numpy(np.ascontiguousarray(rows))).to(self._device)
