@@ -35,6 +35,7 @@ from fedsys.privacy.encoding.parts import Parts
 from fedsys.privacy.encoding.rings import to_ring
 from secure_agg import SecAggParams
 from secure_agg.committee import MAX_COHORT
+from secure_agg.errors import ParameterError
 from secure_agg.packing import PackedSum
 from secure_agg.params import MAX_MODULUS_BITS
 from simulations.client_states import ClientStates
@@ -277,19 +278,26 @@ def in_ring(
     bits, event = mechanism.modulus_bits, mechanism.event
     if protocol == "float":
         return FixedPoint(wide_scale(event.dimension, event.clip)).round(total, bits=bits)
-    if 2 <= invited <= MAX_COHORT and bits <= MAX_MODULUS_BITS:
-        packed = PackedSum(_packing(invited, bits, len(total)))
+    packing = _packing(invited, bits, len(total))
+    if packing is not None:
+        packed = PackedSum(packing)
         packed.sums = total
         total = packed.total()
     return to_ring(total, bits=bits)
 
 
-def _packing(invited: int, bits: int, length: int) -> SecAggParams:
+def _packing(invited: int, bits: int, length: int) -> SecAggParams | None:
     """Parameters with the packing of any round of such a cohort. Packing depends on nothing else,
-    so the smallest committee will do."""
-    return SecAggParams.derive(
-        n=invited, corrupt=0.0, dropout=0.0, modulus_bits=bits, dimension=length, committee=2
-    )
+    so the smallest committee will do. None where secure aggregation has no parameters: then no
+    encrypted sum carries anywhere, and each value wraps by itself."""
+    if not (2 <= invited <= MAX_COHORT and bits <= MAX_MODULUS_BITS):
+        return None
+    try:
+        return SecAggParams.derive(
+            n=invited, corrupt=0.0, dropout=0.0, modulus_bits=bits, dimension=length, committee=2
+        )
+    except ParameterError:
+        return None
 
 
 def signed_sum(vectors: NDArray[Any], bits: int) -> Total:

@@ -238,6 +238,15 @@ def test_a_plain_sum_carries_where_the_encrypted_one_does(bits: int, together: i
         assert not np.array_equal(found, total % (1 << bits)), "something was carried"
 
 
+@pytest.mark.parametrize("invited", [1, 9_180, 9_181, 10_000, 10_001])
+def test_where_no_encrypted_sum_is_possible_each_value_wraps_by_itself(invited: int) -> None:
+    """40 bits a value and the sum's noise do not fit a coefficient from 9,181 clients on."""
+    mechanism: Any = SimpleNamespace(modulus_bits=40, event=None)
+    total = np.array([1 << 39, -(1 << 41) - 3, 5, 0], dtype=np.int64)
+    found = in_ring(total, mechanism, "ideal", invited=invited)
+    np.testing.assert_array_equal(found, total % (1 << 40))
+
+
 def test_large_vectors_are_encrypted_in_threads_with_the_same_sum(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
