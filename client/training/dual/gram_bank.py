@@ -19,8 +19,9 @@ _ENTRY = 256
 class GramBank:
     """Caches X X^T of each client; when it is full, it is emptied.
 
-    A matrix is computed from one client's examples in their own order, not from a batch of
-    clients: its bits depend neither on who else trains nor on whether it was cached.
+    A matrix is computed from a copy of one client's examples in their own order. So its bits depend
+    neither on who else trains nor on whether it was cached, nor on where in a chunk the client was
+    first seen: a BLAS chooses its kernels by where in memory an operand begins as well.
 
     Args:
         limit: bytes to hold at most, or what one chunk takes if that is more.
@@ -59,7 +60,8 @@ class GramBank:
         for client, key in enumerate(keys):
             if key not in self._slots:
                 slot = len(self._slots)
-                torch.mm(data[client], data[client].T, out=kept[slot])
+                own = data[client].clone()
+                torch.mm(own, own.T, out=kept[slot])
                 self._slots[key] = slot  # only now: memory may run out in the product
         slots = np.array([self._slots[key] for key in keys])
         lines = torch.from_numpy((slots[:, None] * total + visits).reshape(-1))

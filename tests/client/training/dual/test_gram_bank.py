@@ -45,6 +45,17 @@ def test_what_is_kept_has_the_bits_of_what_is_fresh() -> None:
     assert torch.equal(again, fresh)
 
 
+@pytest.mark.parametrize("wide", [8, 10, 13, 30, 54, 100])
+def test_where_in_a_chunk_a_client_was_first_seen_does_not_matter(wide: int) -> None:
+    """If the width is no multiple of 16, clients' data begin at unequal offsets of a cache line."""
+    pool = torch.randn(90, wide, generator=torch.Generator().manual_seed(5))
+    together, visits = taken(GramBank(), list(range(15)), pool=pool)
+    for client in range(15):
+        alone, order = taken(GramBank(), [client], pool=pool)
+        back, forth = np.argsort(order[0]), visits[client]
+        assert torch.equal(alone[0][back][:, back][forth][:, forth], together[client]), client
+
+
 def test_only_clients_that_are_new_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     computed: list[int] = []
     product = torch.mm
