@@ -5,7 +5,8 @@ order; one that several modules share is there once. Buffers and frozen paramete
 they come from ``Task.init_model``.
 
 What travels is float32. A model with float64 parameters trains in float64 from it; parameters of
-16 bits train as their float32 masters, which are what travels, rounded for each forward pass.
+16 bits train as their float32 masters, which are what travels, rounded for each forward pass; what
+trains the model itself, as local procedures do, refuses them.
 
 >>> layout = FlatLayout.of(torch.nn.Linear(3, 2))
 >>> layout.dimension, layout.names

@@ -19,7 +19,7 @@ from client.training.procedure.loading import Plain, Procedure
 from client.training.procedure.local import Local, optimizer_named
 from client.training.procedure.visit import Visit
 from client.training.selfcheck import spread_rows
-from fedsys.errors import FedsysError, TrainingError
+from fedsys.errors import ConfigError, FedsysError, TrainingError
 from fedsys.privacy.encoding.parts import Block, Parts
 from fedsys.tasks import Examples, Task, seeded
 
@@ -39,6 +39,10 @@ class ProcedurePath:
         model: As ``init_model`` made it; never written.
         local: Hyper-parameters.
         procedure: Trains a client.
+
+    Raises:
+        ConfigError: the model has trainable parameters of 16 bits. A procedure trains the model in
+            place, so the steps would be rounded away: there are no float32 masters to add them to.
     """
 
     def __init__(
@@ -48,6 +52,13 @@ class ProcedurePath:
         self._procedure = procedure
         optimizer_named(local.optimizer)
         self._layout = FlatLayout.of(model)
+        for name, dtype in zip(self._layout.names, self._layout.dtypes, strict=True):
+            if torch.finfo(dtype).bits < 32:
+                raise ConfigError(
+                    f"{procedure.name} trains a model in place, but its parameter {name!r} is "
+                    f"{dtype}, too coarse to add small steps to: leave out the conversion to 16 "
+                    f"bits, or [local]'s procedure, schedules, gradient_clip and other optimizers"
+                )
         self._checked = False
 
     @property

@@ -58,6 +58,27 @@ def test_schedules_and_clipping_are_what_they_say(data: FederatedData) -> None:
     assert not np.allclose(train(data, optimizer="AdamW", learning_rate=0.01), 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "local",
+    [
+        {"gradient_clip": 1.0},
+        {"warmup_steps": 3},
+        {"optimizer": "adamw"},
+        {"procedure": "scaffold"},
+    ],
+)
+def test_parameters_of_16_bits_are_refused_for_their_steps_would_be_rounded_away(
+    dtype: torch.dtype, local: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = load("digits")
+    made = task.init_model(0).to(dtype)
+    monkeypatch.setattr(task, "init_model", lambda seed: made)
+    Trainer(task, LocalConfig())
+    with pytest.raises(ConfigError, match=r"parameter '.*weight' is torch\.b?float16.*leave out"):
+        Trainer(task, LocalConfig(**local))
+
+
 class Kept:
     """States in memory."""
 
