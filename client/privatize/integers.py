@@ -30,6 +30,7 @@ from fedsys.errors import MechanismError
 from fedsys.privacy.encoding.clipping import (
     SURELY_WITHIN,
     clipping_factors,
+    round_norms,
     squared_norm_limit,
     wide_scale,
 )
@@ -43,7 +44,7 @@ _HOST_ROW = 1 << 17  # coordinates: a row of float64 is 1 MiB, half of a second-
 _FEWEST_COLUMNS = 1 << 10
 
 _LEAST, _MOST = 1e-37, 3e38
-"""Norms between them are rounded to float32, as by `finite_norms`."""
+"""Between them, `round_norms` is a rounding to float32."""
 _TRUNCATED = 1 - 2.0**-20
 _LIKELY = 1 - 2e-5
 """Rounding adds about d / 12 to a square of up to 4096 d: above this norm, in C, a row is likely to
@@ -125,6 +126,8 @@ class _Row:
             return False, False
         if _LEAST < norm < _MOST:
             norm = float(np.float32(norm))
+        else:
+            norm = float(round_norms(np.array([norm]))[0])
         factor = self._scale * (self._clip / max(norm, self._clip))
         if norm <= self._clip * SURELY_WITHIN:
             total += self._wide.mul_(factor).round_()
@@ -212,9 +215,7 @@ class _Rows:
         norms: NDArray[np.float64] = np.sqrt(squares.cpu().numpy())
         finite: NDArray[np.bool_] = np.isfinite(norms)
         norms[~finite] = 0.0
-        in_float32 = (norms > _LEAST) & (norms < _MOST)
-        norms[in_float32] = norms[in_float32].astype(np.float32)
-        return norms, finite
+        return round_norms(norms), finite
 
     def _add(
         self, total: Tensor, factors: NDArray[np.float64], *, check: bool, sign: int = 1

@@ -97,9 +97,10 @@ class _IntegerSum(RecordedSum):
         squares = _squares(rows, None)
         finite = torch.isfinite(squares)
         norms = torch.where(finite, squares, 0.0).sqrt_()
-        # As in `finite_norms`: rounding to 24 bits removes the effect of the order of summation.
-        in_float32 = (norms < 3e38) & (norms > 1e-37)
-        norms = torch.where(in_float32, norms.to(torch.float32).to(torch.float64), norms)
+        # To 24 bits, as `round_norms` does: times a power of two that brings every norm of float32
+        # rows into the range of normal float32 numbers.
+        scales = torch.where(norms < 1, 2.0**64, 2.0**-64)
+        norms = (norms * scales).to(torch.float32).to(torch.float64) / scales
         counted = finite & self._present
         factors = self._scale * (self._clip / norms.clamp_min(self._clip))
         factors = torch.where(counted, factors, 0.0)

@@ -33,6 +33,7 @@ __all__ = [
     "clip_to_integers",
     "clipping_factors",
     "finite_norms",
+    "round_norms",
     "squared_norm_limit",
     "wide_scale",
 ]
@@ -98,13 +99,18 @@ def _norms_of(
         huge = np.isfinite(peaks) & ~finite  # finite, but its square overflows
         finite |= huge
         norms[huge] = peaks[huge] * math.sqrt(dimension)  # an upper bound; C / norm is tiny
+    return round_norms(norms), finite
+
+
+def round_norms(norms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rounds finite norms (K,) to 24 bits, in place, and returns them."""
     in_float32 = (norms < 3e38) & (norms > 1e-37)
     norms[in_float32] = norms[in_float32].astype(np.float32)
     others = ~in_float32 & (norms > 0)
     if others.any():
         mantissas, exponents = np.frexp(norms[others])
         norms[others] = np.ldexp(np.rint(mantissas * 2**24) / 2**24, exponents)
-    return norms, finite
+    return norms
 
 
 def clipping_factors(

@@ -38,7 +38,7 @@ def agree(updates: Updates, clip: float) -> None:
     seed=st.integers(0, 2**32 - 1),
     clients=st.integers(1, 9),
     dimension=st.integers(1, 700),
-    scale=st.sampled_from([1e-30, 1e-3, 0.1, 1.0, 1e4, 1e30]),
+    scale=st.sampled_from([1e-44, 1e-38, 1e-30, 1e-3, 0.1, 1.0, 1e4, 1e30, 5e37]),
     clip=st.sampled_from([1e-3, 0.3, 1.0, 50.0]),
     spoiled=st.sampled_from([None, np.nan, np.inf, -np.inf]),
     sparse=st.booleans(),
@@ -59,6 +59,15 @@ def test_any_updates(
     if spoiled is not None:
         updates[rng.integers(clients), rng.integers(dimension)] = spoiled
     agree(updates, clip)
+
+
+@pytest.mark.parametrize("scale", [1e-39, 1.0, 5e37])
+def test_norms_are_rounded_in_the_whole_range_of_float32(scale: float) -> None:
+    """Of a clipping norm that is exactly the rounded norm, so that any other rounding shows."""
+    rng = np.random.default_rng(5)
+    for row in (rng.standard_normal((12, 1000)) * scale).astype(np.float32):
+        norm = float(clip_to_integers(row[None], clip=1.0).norms[0])
+        agree(row[None], norm)
 
 
 @pytest.mark.parametrize("dimension", [(1 << 16) - 1, 1 << 16, (1 << 16) + 1, 200_003])

@@ -58,6 +58,19 @@ def test_integers_are_the_references_of_the_privacy_package() -> None:
     np.testing.assert_array_equal(found.total.numpy(), expected)
 
 
+@pytest.mark.parametrize("scale", [1e-39, 1.0, 5e37])
+def test_norms_are_rounded_as_the_reference_does(scale: float) -> None:
+    """Of a clipping norm that is exactly the rounded norm, so that any other rounding shows."""
+    generator = torch.Generator().manual_seed(3)
+    for row in torch.randn((12, 1, 1000), generator=generator) * scale:
+        norm = float(clip_to_integers(row.numpy(), clip=1.0).norms[0])
+        expected = clip_to_integers(row.numpy(), clip=norm)
+        found = IntegerSum(norm).bind(row, present(1))
+        found()
+        assert found.clipped.numpy() == expected.clipped
+        np.testing.assert_array_equal(found.total.numpy(), expected.values[0])
+
+
 def test_rows_that_one_shrinking_does_not_repair_are_settled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
