@@ -390,9 +390,9 @@ class Ledger:
             self._append_private(private_line)
             self._append(kind, content, after)
         else:
-            self._append(kind, content, after)  # only into memory: `settle` waits for both
             written = self._disk.submit(self._append_private, private_line)
-            self._first = partial(_both, after, written.result)
+            self._first = written.result  # whatever becomes of the ledger's own line
+            self._append(kind, content, partial(_both, after, written.result))
         end = Conclusion(self._seq - 1, self._head, self._model)
         self._concluded[round], self._rounds[self._head] = end, round
         if kind == "commit":
@@ -453,11 +453,11 @@ class Ledger:
         )
         # A line that cannot be read back is never written.
         line = Line.parse(raw, self._seq + 1, known=self._known)
+        if after is not None:
+            self._first = after  # known before the line is held, which may be written at any time
         self._held += raw + b"\n"
         self._held_leaves.append(line.leaf)
-        if after is not None:
-            self._first = after
-        else:
+        if after is None:
             self.settle()
         self._seq += 1
         self._link, self._head, self._newest = line.link, line.hash, raw

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 
 from fedsys.errors import LedgerError
 from fedsys.privacy import read_ledger
+from fedsys.privacy.ledger import read_private
 from fedsys.privacy.plan import PrivacyPlan
 from tests.fedsys.privacy.ledger.ledgers import OTHER, create, reopen, write_run
 
@@ -191,3 +195,38 @@ class TestCommitAfterSomething:
         view = read_ledger(tmp_path / public)
         assert [it.outcome for it in view.rounds] == ([None] if fails else ["commit", None])
         assert done == [1]
+
+    def test_it_is_not_written_where_the_private_line_could_not_even_be_begun(
+        self, tmp_path: Path, plan: PrivacyPlan
+    ) -> None:
+        class NoThread(Executor):
+            def submit(self, *_: object, **__: object) -> Future[Any]:
+                raise RuntimeError("can't start new thread")
+
+        done: list[int] = []
+        with create(tmp_path, plan) as ledger:
+            ledger.in_background(NoThread())
+            ledger.reserve(1, {"event": plan.event().to_json()})
+            with pytest.raises(RuntimeError, match="new thread"):
+                ledger.commit(1, {}, sampled=[1], survivors=[1], after=partial(done.append, 1))
+        assert not done
+        assert [it.outcome for it in read_ledger(tmp_path / "ledger.jsonl").rounds] == [None]
+        with reopen(tmp_path) as ledger:
+            assert ledger.next_round == 2
+
+    def test_the_private_line_is_waited_for_though_the_ledgers_own_cannot_be_written(
+        self, tmp_path: Path, plan: PrivacyPlan
+    ) -> None:
+        class Begun(Executor):
+            def submit(self, work: Callable[..., Any], /, *given: Any, **_: Any) -> Future[Any]:
+                found: Future[Any] = Future()
+                found.result = lambda timeout=None: work(*given)  # type: ignore[method-assign]
+                return found
+
+        with create(tmp_path, plan) as ledger:
+            ledger.in_background(Begun())
+            ledger.reserve(1, {"event": plan.event().to_json()})
+            with pytest.raises(LedgerError, match="plain finite JSON"):
+                ledger.commit(1, {"x": math.nan}, sampled=[1], survivors=[1], after=list)
+        assert list(read_private(tmp_path / "private.jsonl")[0]) == [1]
+        assert [it.outcome for it in read_ledger(tmp_path / "ledger.jsonl").rounds] == [None]
