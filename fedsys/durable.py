@@ -178,8 +178,8 @@ def overwrite(path: Path, content: bytes | memoryview, *, mode: int = 0o644) -> 
 
 
 def append_lines(path: Path, lines: bytes, *, mode: int = 0o644) -> None:
-    """Adds complete lines to a file, which is created if it is missing (its name is not flushed); a
-    last line that a crash tore is cut off first.
+    """Adds complete lines to a file; a missing file is created, with its name durable too. A last
+    line that a crash tore is cut off first.
 
     Args:
         path: the file; a link is refused.
@@ -187,6 +187,7 @@ def append_lines(path: Path, lines: bytes, *, mode: int = 0o644) -> None:
         mode: permissions of a new file; an existing one loses all others.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    made = not path.exists()
     with os.fdopen(os.open(path, flags, mode), "rb+", buffering=0) as file:
         _restrict(file.fileno(), mode)
         size = file.seek(0, os.SEEK_END)
@@ -197,6 +198,8 @@ def append_lines(path: Path, lines: bytes, *, mode: int = 0o644) -> None:
                 file.truncate(file.readall().rfind(b"\n") + 1)
         _write_all(file.fileno(), lines)
         os.fsync(file.fileno())
+    if made:
+        flush_names(path.parent)
 
 
 def _restrict(descriptor: int, mode: int) -> None:

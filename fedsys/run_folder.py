@@ -232,7 +232,8 @@ class RunFolder:
         append_lines(self.answers, line.encode())
 
     def keep_answers(self, rounds: Collection[int]) -> None:
-        """Drop what is in ``answers.jsonl`` of all rounds but these, which are committed.
+        """Drop what is in ``answers.jsonl`` of all rounds but these, which are committed; the rest
+        is durable then, name and content.
 
         Raises:
             RunFolderError: the file cannot be read.

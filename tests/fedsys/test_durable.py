@@ -142,7 +142,7 @@ class TestLines:
         append_lines(path, b"3\n")
         assert path.read_bytes() == b"1\n2\n3\n"
         assert mode(path) == 0o600
-        assert events == ["flush lines"] * 3
+        assert events == ["flush lines", f"flush {tmp_path.name}", "flush lines", "flush lines"]
 
     @pytest.mark.parametrize(("before", "whole"), [(b"1\n2", b"1\n"), (b"torn", b""), (b"", b"")])
     def test_a_torn_line_is_cut_off(self, tmp_path: Path, before: bytes, whole: bytes) -> None:

@@ -30,10 +30,18 @@ from simulations import harness
 from simulations.deterministic.storage import Crashed, Disk, FlushFate, Storage
 from simulations.summation import Cohort
 from tests.simulations.conftest import Configure
+from tests.simulations.test_between import training
 
 ROUNDS = 4
 
 JOB = [f"rounds.count={ROUNDS}", "evaluation.every=2", "engine.threads=1"]
+
+ASKING: dict[str, Any] = {
+    "rounds__count": ROUNDS // 2,
+    "evaluation__on_devices_every": 1,
+    "evaluation__data": "none",
+}
+"""As many rounds, every other one of which asks devices."""
 
 DIES = [
     pytest.param(FlushFate(dies="before", power_lost=True), id="power lost before"),
@@ -113,8 +121,10 @@ class Machine:
         """The ledger as a loss of power would leave it at least."""
         self._aside.write_bytes(self._disk.durable(self.out / "ledger.jsonl") or b"")
         view = read_ledger(self._aside, allow_torn=True)
-        committed = [record.round for record in view.rounds if record.outcome == "commit"]
-        assert set(committed[-1:]) <= self._kept()
+        committed = [record for record in view.rounds if record.outcome == "commit"]
+        assert {record.round for record in committed[-1:]} <= self._kept()
+        asked = {each.round for each in committed if each.reserve["kind"] == "evaluate"}
+        assert asked <= self._answered()
         return view
 
     def _kept(self) -> set[int]:
@@ -125,6 +135,11 @@ class Machine:
             with suppress(ValueError, EOFError, BadZipFile):
                 found.add(json.loads(np.load(BytesIO(content or b""))["facts"].tobytes())["round"])
         return found
+
+    def _answered(self) -> set[int]:
+        """The rounds whose answers it would leave."""
+        lines = (self._disk.durable(self.out / "answers.jsonl") or b"").split(b"\n")
+        return {json.loads(line)["round"] for line in lines if line}
 
     def _asks(self, cohort: Cohort, *_: Any) -> None:
         number, rounds = cohort.round.number, self.certain().rounds
@@ -160,6 +175,21 @@ def test_nobody_is_asked_before_the_reservation_nor_told_before_the_commit(
     assert machine.asked == [1, 2, 3, 4]
     assert machine.released == [2, 4, 4]
     assert machine.certain().closed is not None
+
+
+def test_what_devices_answered_is_there_with_its_commit(tmp_path: Path) -> None:
+    """Nobody could audit a run whose committed answers are gone."""
+    machine = Machine(tmp_path, AtOnce)
+    with machine.on():
+        harness.run(training(**ASKING), out=machine.out)
+    assert machine.asked == [1, 2, 3, 4]
+    assert machine._answered() == {2, 4}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fate", DIES)
+def test_a_job_that_asks_goes_on_wherever_it_dies(fate: FlushFate, tmp_path: Path) -> None:
+    check_deaths(training(**ASKING), fate, tmp_path, (AtOnce, AtLast), step=3)
 
 
 def test_a_round_takes_three_flushes(configure: Configure, tmp_path: Path) -> None:
