@@ -18,11 +18,18 @@ def clip_factors(norms: Tensor, clip: float) -> tuple[Tensor, Tensor]:
 def clipped_sum_of(updates: Tensor, clip: float) -> tuple[Tensor, Tensor]:
     """(d,) the sum of updates (K, d), each scaled down to norm `clip`, and (K,) the norms.
 
-    An update that is not finite adds zeros and has the norm NaN; its row is overwritten.
+    An update that is not finite adds zeros and has the norm NaN. Its row is overwritten, and so is
+    one whose squares overflow, from a norm of 1.8e19 in float32 on; a norm beyond the dtype is
+    given as its largest number.
     """
     norms = torch.linalg.vector_norm(updates, dim=1)
+    large = ~torch.isfinite(norms)
     factors, norms = clip_factors(norms, clip)
-    lost = torch.isnan(norms)
-    if bool(lost.any()):
-        updates[lost] = 0
+    if bool(large.any()):
+        rows = updates[large].to(torch.float64)  # whose range holds the squares
+        found, exact = clip_factors(torch.linalg.vector_norm(rows, dim=1), clip)
+        clipped = torch.where(torch.isnan(exact)[:, None], 0.0, rows * found[:, None])
+        updates[large] = clipped.to(updates.dtype)
+        factors[large] = 1
+        norms[large] = exact.clamp(max=torch.finfo(norms.dtype).max).to(norms.dtype)
     return factors @ updates, norms

@@ -126,13 +126,16 @@ class _IntegerSum(RecordedSum):
 class _FloatSum(RecordedSum):
     def __call__(self) -> None:
         rows = self._updates
-        norms = torch.linalg.vector_norm(rows, dim=1)
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)  # its squares are finite
         finite = torch.isfinite(norms)
         counted = finite & self._present
         factors = torch.where(norms > self._clip, self._clip / norms, 1.0)
-        factors = torch.where(counted, factors, 0.0)
+        # Rows of large norms are scaled down first: their factors would be too small for float32.
+        scales = torch.where(norms > 2.0**60, 2.0**-64, 1.0)
+        factors = torch.where(counted, factors / scales, 0.0).to(rows.dtype)
+        rows.mul_(scales[:, None])
         # Not a product with zero, which would keep NaN and infinity.
-        rows.copy_(torch.where(counted[:, None], rows, 0.0))
+        rows.masked_fill_(~counted[:, None], 0.0)
         units = (factors @ rows).to(torch.float64).mul_(FixedPoint(self._scale).units)
         self.total.copy_(units.round_())
         self.clipped.copy_((norms > self._clip) & counted)

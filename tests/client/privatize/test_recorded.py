@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from client.privatize import recorded
+from client.privatize.floats import clipped_sum_of
 from client.privatize.integers import add_clipped_integers
 from client.privatize.recorded import FloatSum, IntegerSum
-from fedsys.privacy.encoding.clipping import clip_to_integers
+from fedsys.privacy.encoding.clipping import clip_to_integers, wide_scale
+from fedsys.privacy.encoding.float_sums import FixedPoint
 
 
 def updates(count: int, dimension: int, seed: int = 1) -> Tensor:
@@ -106,3 +108,25 @@ def test_rows_that_are_not_there_add_nothing(kind: type[IntegerSum] | type[Float
     assert expected.total.any().item() is True
     assert torch.equal(found.total, expected.total)
     assert torch.equal(found.flags, expected.flags)
+
+
+@pytest.mark.parametrize("clip", [1e-6, 0.5])
+def test_a_finite_update_counts_however_large_it_is(clip: float) -> None:
+    """In both float sums, also where squares overflow, and where the norm itself does."""
+    rows = torch.zeros((6, 4))
+    rows[0], rows[1], rows[2], rows[3] = 1e-9, 1e18, -1e20, 3e38
+    rows[4, 0], rows[5, 0] = torch.inf, torch.nan
+    rows[2, 0] = 0
+    wide = rows[:4].numpy().astype(np.float64)
+    factors = np.minimum(1.0, clip / np.linalg.norm(wide, axis=1))
+    expected = factors @ wide
+    found = FloatSum(clip).bind(rows.clone(), present(6))
+    found()
+    units = FixedPoint(wide_scale(4, clip)).units
+    np.testing.assert_allclose(found.total.numpy() / units, expected, rtol=1e-5)
+    assert found.clipped.tolist() == [False, True, True, True, False, False]
+    assert found.unusable.tolist() == [False] * 4 + [True] * 2
+    summed, norms = clipped_sum_of(rows.clone(), clip)
+    np.testing.assert_allclose(summed.numpy(), expected, rtol=1e-5)
+    assert (norms > clip).tolist() == found.clipped.tolist()
+    assert (~torch.isfinite(norms)).tolist() == found.unusable.tolist()
