@@ -151,7 +151,9 @@ class Device {
     require(!this.noted(job, "disputed").length, "ledger", "its ledger contradicted itself");
     const ids = new Map(members.map(([, key], k) => [k, unhex(key)])), announced = bytesAt(fields, 4);
     const params = readParams(announced);
-    require(params.n <= terms.plan.cap && params.minIncluded >= Math.max(2, terms.plan.min_survivors), "cohort", "cohort");
+    require(params.n <= terms.plan.cap && params.minIncluded >= Math.max(2, terms.plan.min_survivors) &&
+      params.colluders >= Math.min(colluders, params.n - 2) && params.dimension === terms.plan.dimension &&
+      params.modulusBits === event.modulus_bits, "cohort", "parameters that do not suit the plan and the roster");
     require(round <= terms.plan.rounds && this.count(job, "joined") < round, "participation", "asked too often");
     require(!this.rounds.some(([a, b]) => a === job && Number(b) >= round), "participation", "a round that is over");
     this.note(job, round, "joined"); // spent, from here on
@@ -169,10 +171,13 @@ class Device {
     if (kindOf(asked) === OPENING) {
       nonce = this.sent.get(`${current.job} ${round}`).nonce;
       current.member.open(asked);
-      const seat = hex(current.member.seats[current.member.position]);
-      current.member.sealing = this.pool.get(seat);
-      this.pool.delete(seat);
-      reply = await this.upload(current, intAt(fields, 5));
+      if (!current.reply) { // the same opening again gets the same bytes again
+        const seat = hex(current.member.seats[current.member.position]);
+        current.member.sealing = this.pool.get(seat);
+        this.pool.delete(seat);
+        current.reply = this.upload(current, intAt(fields, 5));
+      }
+      reply = await current.reply;
     } else reply = current.member.handle(asked);
     return [UP.answer, encode([[1, bytesAt(fields, 1)], [2, round], [3, intAt(fields, 3)], [4, reply], [5, nonce]])];
   }

@@ -9,7 +9,7 @@ import { Ledger, statement } from "./ledger.mjs";
 import { batches, batchSeed, clip, inRing, keptRows, Noise, Table } from "./local.mjs";
 import { read } from "./onnx.mjs";
 import { next } from "./rosters.mjs";
-import { Member, prekey, rosterHash } from "./secure.mjs";
+import { Member, prekey, readParams, rosterHash } from "./secure.mjs";
 import { train } from "./training.mjs";
 
 const vectors = JSON.parse(readFileSync(process.argv[2], "utf8"));
@@ -107,17 +107,58 @@ function round(given) {
   assert.equal(hex(rosterHash(keys, null)), given.roster_hash);
   const identity = unhex(given.identity), sealing = unhex(given.sealing);
   assert.equal(hex(prekey(identity, sealing)), given.prekey);
-  const member = new Member({ id: given.id, identity, keys, sealing, agreed: {
+  const made = () => new Member({ id: given.id, identity, keys, sealing, agreed: {
     job: unhex(given.job), round: given.round, model: unhex(given.model), params: unhex(given.params),
     roster: unhex(given.roster_hash) } });
+  const member = made();
   for (const { kind, message, reply } of given.steps) {
     let found;
+    const other = changed(message, -1);
     if (kind === "OPENING") {
+      refusedOpenings(given, message, made);
       member.open(unhex(message));
+      member.open(unhex(message)); // the same again says nothing new
+      assert.throws(() => member.open(other), /second opening/);
       found = member.upload(given.vector.map(BigInt), unhex(given.entropy));
-    } else found = member.handle(unhex(message));
+      assert.throws(() => member.upload(given.vector.map(BigInt), unhex(given.entropy)), /second upload/);
+    } else {
+      found = member.handle(unhex(message));
+      assert.deepEqual(member.handle(unhex(message)), found);
+      const refusal = { DELIVERY: /second delivery/, PROPOSAL: /not endorsed/, CERTIFICATE: /was answered/ }[kind];
+      assert.throws(() => member.handle(other), refusal, kind);
+    }
     assert.equal(reply.startsWith("sha256") ? `sha256 ${hex(sha256(found))}` : hex(found), reply, kind);
   }
+  refusedParams(unhex(given.params));
+}
+function changed(text, at, byte = undefined) { // one byte of it
+  const bytes = unhex(text), place = at < 0 ? bytes.length + at : at;
+  bytes[place] = byte ?? bytes[place] ^ 1;
+  return bytes;
+}
+function refusedParams(good) {
+  const { n, committee, colluders, threshold, scaleBits } = readParams(good);
+  const least = Math.floor((committee + colluders) / 2) + 1, refused = { // by name: where it is, and values
+    n: [0, 1, 10_001], modulusBits: [6, 1, 41], committee: [7, 1, n + 1], colluders: [9, committee], quorum: [11, least - 1, committee + 1],
+    threshold: [13, 1, committee + 1], packing: [15, 0, threshold - colluders + 1, threshold], errors: [17, committee],
+    minIncluded: [19, colluders + 1, n + 1], logQ: [22, 54], suite: [25, 2], scaleBits: [24, scaleBits - 2, 53] };
+  for (const [name, [at, ...values]] of Object.entries(refused)) for (const value of values) {
+    const bytes = Buffer.from(good);
+    if (["modulusBits", "logQ", "suite", "scaleBits"].includes(name)) bytes[at] = value;
+    else bytes.writeUInt16LE(value, at);
+    assert.throws(() => readParams(bytes), /: from/, `${name} = ${value} is taken`);
+  }
+  assert.throws(() => readParams(good.subarray(1)), Error);
+}
+function refusedOpenings({ params, job, model }, message, made) {
+  const cohort = 34 + 8 + 4 + 32 + 26 + 3 + unhex(job).length + unhex(model).length, seat = 4 + 1 + 97;
+  const first = cohort + 4 * readParams(unhex(params)).n + 5; // the first position's statement
+  const copied = unhex(message);
+  copied.copy(copied, first + seat, first, first + 97);
+  const zero = unhex(message).fill(0, first + 1, first + 33);
+  for (const [bytes, why] of [[copied, /two positions/], [zero, /low order/], [changed(message, first, 2), /another suite/],
+    [Buffer.concat([unhex(message), Buffer.alloc(1)]), /does not fill/], [changed(message, cohort, 200), /invited/]])
+    assert.throws(() => made().open(bytes), why);
 }
 
 const CHECKS = { frames, canonical, rosters, agreement, ledger, batches: checkBatches, held_out, training, clipping, noise, adding, round };

@@ -1,9 +1,10 @@
 // secure_agg/PROTOCOL.md for one member: dealer and member of the committee, suite 1.
 import { createCipheriv, createDecipheriv } from "node:crypto";
-import { agree, ascii, digest, Keystream, le, number, publicOf, sha256, signed, tag, verifies }
+import { agree, ascii, digest, hex, Keystream, le, number, publicOf, sha256, signed, tag, verifies }
   from "./bytes.mjs";
 
 const N = 2048, P = 65521, CHECKS = 8, TAIL = 60;
+const PARAMS = 26, MOST_INVITED = 10_000, MOST_BITS = 40, MOST_LOG_Q = 53, MARGIN = 9.5;
 const SUITE = ascii("X25519 Ed25519 ChaCha20-Poly1305 SHA-256 AES-256-CTR F65521 RLWE-2048");
 const mod = (value) => ((value % P) + P) % P;
 const u16 = (values) => Buffer.from(Uint16Array.from(values).buffer);
@@ -18,12 +19,37 @@ export function readParams(bytes) {
     const [name, size] = each.split(":");
     params[name] = Number(number(bytes.subarray(at, (at += Number(size)))));
   }
+  check(params);
   params.used = Math.ceil(params.dimension / params.perCoefficient);
   params.polynomials = Math.ceil(params.used / N);
   params.columns = Math.ceil(N / params.packing);
   params.shareBytes = 2 * (params.columns + CHECKS) + 16;
   params.proofBytes = 2 * CHECKS * params.threshold;
   return params;
+}
+
+function check(params) { // what is unsafe on its own terms is refused
+  const within = (name, low, high) => {
+    if (params[name] < low || params[name] > high) throw new Error(`${name} = ${params[name]}: from ${low} to ${high}`);
+  };
+  const { n, committee, colluders, threshold, modulusBits, logQ, droppedBits } = params;
+  if (params.encoded.length !== PARAMS) throw new Error(`parameters of ${params.encoded.length} bytes`);
+  within("n", 2, MOST_INVITED);
+  within("dimension", 1, 2 ** 31 - 1);
+  within("modulusBits", 2, MOST_BITS);
+  within("committee", 2, n);
+  within("colluders", 0, committee - 1);
+  within("quorum", Math.floor((committee + colluders) / 2) + 1, committee); // 2 q > C + c: one set a sum
+  within("threshold", 2, committee);
+  within("packing", 1, Math.min(threshold - Math.max(1, colluders), N)); // t - rho >= c: their shares reveal nothing
+  within("errors", 0, Math.floor((committee - threshold) / 2));
+  within("minIncluded", colluders + 2, n); // a sum with one honest vector would reveal it
+  within("logQ", 2, MOST_LOG_Q);
+  within("perCoefficient", 1, MOST_LOG_Q);
+  within("droppedBits", 0, params.scaleBits);
+  const noise = MARGIN * Math.sqrt(n * (81 / 4 + (4 ** droppedBits - 1) / 12));
+  within("scaleBits", 1 + Math.ceil(Math.log2(noise)), logQ - modulusBits * params.perCoefficient);
+  within("suite", 1, 1);
 }
 
 // -- the discrete Gaussian -----------------------------------------------------------------------
@@ -158,6 +184,11 @@ export function prekey(identity, secret) { // a signed single-use sealing key
   return Buffer.concat([Buffer.from([1]), publicKey, signed(identity, statement)]);
 }
 
+function lowOrder(publicKey) { // a secret that is zero for every key is refused by OpenSSL
+  try { agree(Buffer.alloc(32, 1), publicKey); } catch { return true; }
+  return false;
+}
+
 // -- a round ---------------------------------------------------------------------------------------------
 const OPENING = 1, UPLOAD = 2, DELIVERY = 3, CHECKED = 4, PROPOSAL = 5, ENDORSEMENT = 6, CERTIFICATE = 7, ANSWER = 8;
 export const kindOf = (message) => message[1];
@@ -170,9 +201,13 @@ export const rosterHash = (keys, colluders) => digest("roster", le(keys.size, 4)
 export class Member {
   // agreed: { job, round, model (hash), params (26 bytes), roster (hash) }; keys: id -> Ed25519 key
   constructor({ id, identity, keys, sealing, agreed }) {
-    Object.assign(this, { id, identity, keys, sealing, agreed, held: null, chosen: null });
+    Object.assign(this, { id, identity, keys, sealing, agreed, held: null, chosen: null, replies: new Map() });
   }
-  open(message) { // everything in the opening equals what was agreed to
+  open(message) { // everything in the opening equals what was agreed to; the same one may come again
+    if (this.opening) {
+      if (this.opening.equals(message)) return;
+      throw new Error("a second opening in one round");
+    }
     let at = 34;
     const take = (size) => message.subarray(at, (at += size));
     const int = (size) => Number(number(take(size)));
@@ -186,6 +221,9 @@ export class Member {
     this.params = readParams(params);
     const cohort = range(1, this.params.n).map(() => int(4));
     if (!cohort.includes(this.id)) throw new Error("not invited");
+    if (!cohort.every((id, i) => this.keys.has(id) && (i === 0 || id > cohort[i - 1]))) {
+      throw new Error("somebody is invited twice, or is not on the roster");
+    }
     const committee = [], statements = [];
     for (let seat = 0; seat < this.params.committee; seat++) {
       committee.push(int(4));
@@ -194,6 +232,11 @@ export class Member {
     if (committee.length !== cohort.length || !committee.every((id, i) => id === cohort[i])) {
       throw new Error("drawn committees are not supported here");
     }
+    if (at !== message.length) throw new Error("the committee does not fill the opening");
+    const keys = statements.filter((each) => each.length).map((each) => each.subarray(1, 33));
+    if (statements.some((each) => each.length && each[0] !== 1)) throw new Error("a sealing key of another suite");
+    if (new Set(keys.map(hex)).size !== keys.length) throw new Error("two positions have one sealing key");
+    if (keys.some(lowOrder)) throw new Error("a sealing key of low order");
     statements.forEach((each, seat) => {
       const key = this.keys.get(committee[seat]);
       if (each.length && !verifies(key, each.subarray(33), digest("sealing key", key, each.subarray(1, 33)))) {
@@ -209,10 +252,13 @@ export class Member {
     this.seats = statements.map((each) => each.subarray(1, 33));
     this.position = committee.indexOf(this.id);
     this.publicSeed = digest("public polynomial", job, params);
+    this.opening = Buffer.from(message);
   }
   frame(kind, ...parts) { return Buffer.concat([Buffer.from([2, kind]), this.session, ...parts]); }
 
   upload(vector, entropy) { // the one message of a dealer; `entropy`: 32 bytes, used once
+    if (this.uploaded) throw new Error("a second upload in one round");
+    this.uploaded = true;
     const { params, session, id } = this, purpose = (name) => sha256(tag(name), entropy);
     const secret = sample(purpose("secret"), N);
     const ciphertext = encrypt(vector, secret, this.publicSeed, purpose("error"), params);
@@ -229,7 +275,14 @@ export class Member {
     return this.frame(UPLOAD, le(0, 4), ephemeral, signed(this.identity, what), le(0, 2), ciphertext, proof, sealed);
   }
 
-  handle(message) { // a committee member's duties, one reply each
+  handle(message) { // a committee member's duties: one reply each, the same to the same message
+    const name = hex(sha256(message)), before = this.replies.get(name);
+    if (before) return before;
+    const reply = this.duty(message);
+    this.replies.set(name, reply);
+    return reply;
+  }
+  duty(message) {
     const body = message.subarray(34);
     if (!message.subarray(2, 34).equals(this.session)) throw new Error("a message of another session");
     switch (kindOf(message)) {
@@ -240,15 +293,17 @@ export class Member {
     }
   }
   check(body) {
+    if (this.held) throw new Error("a second delivery of one sum");
     const { params, session, position } = this, count = body.readUInt32LE(4), row = 168 + params.proofBytes;
     const weights = interpolation(range(1, params.threshold), [position + 1])[0];
-    this.held = new Map();
-    const complaints = [];
+    const held = new Map(), dealers = new Set(), complaints = [];
     for (let i = 0; i < count; i++) {
       const one = body.subarray(8 + i * row, 8 + (i + 1) * row), proof = one.subarray(168);
       const head = one.subarray(0, 8), [id, sequence] = [one.readUInt32LE(0), one.readUInt32LE(4)];
       const [ephemeral, cipherHash, sealedHash] = [8, 40, 72].map((at) => one.subarray(at, at + 32));
       const what = digest("upload", session, head, ephemeral, cipherHash, sealedHash, sha256(proof));
+      if (dealers.has(id) || sequence !== 0) throw new Error(`dealer ${id} sent two vectors`);
+      dealers.add(id);
       if (!this.cohort.includes(id) || !verifies(this.keys.get(id), one.subarray(104, 168), what)) {
         throw new Error(`dealer ${id} did not sign its upload`);
       }
@@ -263,14 +318,15 @@ export class Member {
       const good = values.every((value) => value < P) && R.every((coefficients, j) =>
         (dot(coefficients, values) + values[params.columns + j]) % P ===
         dot(weights, stated.slice(j * params.threshold, (j + 1) * params.threshold)));
-      if (good) this.held.set(id, { row: Buffer.concat([head, what]), values });
+      if (good) held.set(id, { row: Buffer.concat([head, what]), values });
       else complaints.push(le(id, 4), key);
     }
+    this.held = held;
     return this.frame(CHECKED, body.subarray(0, 4), ...complaints);
   }
   endorse(body) {
     const ids = bits(body.subarray(4), this.params.n).map((place) => this.cohort[place]);
-    if (this.chosen || ids.length < this.params.minIncluded || !ids.every((id) => this.held.has(id))) {
+    if (!this.held || this.chosen || ids.length < this.params.minIncluded || !ids.every((id) => this.held.has(id))) {
       throw new Error("a set that is not endorsed");
     }
     this.chosen = ids;
@@ -279,6 +335,7 @@ export class Member {
   }
   answer(body) {
     const { committee } = this.params, size = Math.ceil(committee / 8);
+    if (!this.chosen || this.answered) throw new Error("no set was endorsed, or its sum was answered");
     const endorsers = bits(body.subarray(4, 4 + size), committee), what = digest("endorsement", this.set);
     if (endorsers.length < this.params.quorum || !endorsers.every((seat, i) =>
       verifies(this.keys.get(this.committee[seat]), body.subarray(4 + size + 64 * i, 68 + size + 64 * i), what))) {
@@ -287,7 +344,8 @@ export class Member {
     const values = u16(range(0, this.params.columns - 1).map((k) =>
       this.chosen.reduce((sum, id) => sum + this.held.get(id).values[k], 0) % P));
     const answer = digest("answer", this.set, le(this.position, 4), values);
-    this.sealing = null; this.held = null;
+    this.sealing = null; this.held = new Map(); // and it answers nothing else
+    this.answered = true;
     return this.frame(ANSWER, body.subarray(0, 4), values, signed(this.identity, answer));
   }
 }
