@@ -39,6 +39,14 @@ class Randomness(Protocol):
         one of its own."""
         ...
 
+    def coin(self, round: int, client: int) -> Entropy:
+        """Source for a client's secret coin, which decides whether it takes part."""
+        ...
+
+    def nonce(self, round: int, client: int) -> Entropy:
+        """Source for what a client sends with its upload."""
+        ...
+
     def keys(self, round: int, client: int) -> Entropy:
         """Source for a client's keys and shares in secure aggregation."""
         ...
@@ -60,6 +68,12 @@ class SystemRandomness:
         return os.urandom
 
     def shared_noise(self) -> Entropy | None:
+        return os.urandom
+
+    def coin(self, round: int, client: int) -> Entropy:
+        return os.urandom
+
+    def nonce(self, round: int, client: int) -> Entropy:
         return os.urandom
 
     def keys(self, round: int, client: int) -> Entropy:
@@ -96,6 +110,12 @@ class SeededRandomness:
 
     def shared_noise(self) -> Entropy | None:
         return None if self._everything else os.urandom
+
+    def coin(self, round: int, client: int) -> Entropy:
+        return self._stream("coin", round, client) if self._everything else os.urandom
+
+    def nonce(self, round: int, client: int) -> Entropy:
+        return self._stream("nonce", round, client) if self._everything else os.urandom
 
     def keys(self, round: int, client: int) -> Entropy:
         return self._stream("keys", round, client) if self._everything else os.urandom

@@ -122,7 +122,7 @@ class Setting:
         """What these clients send with their uploads, by client."""
         if not self.gives_nonces:
             return {}
-        return {client: self.randomness.noise(round, client)(NONCE_BYTES) for client in clients}
+        return {client: self.randomness.nonce(round, client)(NONCE_BYTES) for client in clients}
 
     @property
     def facts(self) -> JobFacts:

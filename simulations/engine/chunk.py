@@ -166,7 +166,7 @@ class ChunkTrainer:
             self._floating = torch.empty(self.length, dtype=torch.float64)
         # The float64 buffer holds a chunk's integers exactly, so the cast back loses nothing.
         found = add_clipped_integers(self._floating.zero_(), updates, clip=event.clip)
-        np.add(total, self._floating.numpy(), out=total, casting="unsafe")
+        total += self._floating.numpy().astype(np.int64)
         self.add_shares(clients, total)
         return Tally(
             trained=self._training(clients),
@@ -196,7 +196,7 @@ class ChunkTrainer:
             updates,
             participation=self._mechanism.event.sampling.participation,
             clipping=work.clipping,
-            entropy=self._noise(clients),
+            entropy=[self._randomness.coin(work.number, client) for client in clients],
             parts=self._parts,
             clip=self._mechanism.event.clip,
             examples=self._population.examples(clients).tolist() if work.weight_cap else (),

@@ -62,7 +62,7 @@ class FixedPoint:
         scaled = part.astype(np.float64)
         scaled *= self._scale
         np.rint(scaled, out=scaled)
-        np.add(total, scaled, out=total, casting="unsafe")
+        total += scaled.astype(np.int64)  # not in float64, which is exact to 2^53 only
 
     def round(self, total: NDArray[np.int64], *, bits: int) -> NDArray[Any]:
         """(d,) the sum's integers mod 2^bits, half rounded up."""

@@ -107,3 +107,15 @@ def test_rounding_moves_a_neighbour_by_no_more_than_the_stated_norm() -> None:
             point.add(integers, total)
             sums.append(from_ring(point.round(integers, bits=40), bits=40))
         assert np.linalg.norm((sums[1] - sums[0]).astype(float)) <= bound
+
+
+def test_partial_sums_add_up_in_any_order_beyond_the_integers_of_float64() -> None:
+    """Cohorts of large models reach 2^53 units."""
+    parts = [np.array([part]) for part in (2.0**33, 2.0**-20, 2.0**-20, 2.0**33)]
+    totals = []
+    for order in (parts, parts[::-1], parts[1:] + parts[:1]):
+        total = np.zeros(1, dtype=np.int64)
+        for part in order:
+            FixedPoint(1.0).add(total, part)
+        totals.append(int(total[0]))
+    assert totals == [(1 << 54) + 2] * 3
