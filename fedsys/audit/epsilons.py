@@ -80,9 +80,7 @@ def epsilon_claims(
         cohorts_failed: whether ``private.jsonl`` does not match the ledger's commitments.
         withheld: why no epsilon can be claimed, whatever the rounds cost.
     """
-    privacy = (evidence.summary.value or {}).get("privacy")
-    stated = privacy.get("epsilon") if isinstance(privacy, dict) else None
-    claimed: Mapping[str, Any] = stated if isinstance(stated, dict) else {}
+    claimed, budget = _claimed(evidence)
     for view in VIEWS:
         found = _view_claim(
             view,
@@ -105,8 +103,8 @@ def epsilon_claims(
             rederived="no such view",
             by="the ledger",
         )
-    if evidence.summary.value is not None and isinstance(privacy, dict):
-        yield _promise_claim(privacy.get("budget"), plan)
+    if evidence.summary.value is not None:
+        yield _promise_claim(budget, plan)
     if plan.budget is not None:
         yield _budget_claim(plan, spending)
 
@@ -146,17 +144,41 @@ def alone_claim(plan: PrivacyPlan, events: Counter[Event], turns: int, roster: A
     )
 
 
-def underivable_claims(reason: str) -> Iterator[Claim]:
-    """Claims for a ledger whose rounds cannot be accounted for at all."""
-    for view in VIEWS:
+def underivable_claims(
+    evidence: Evidence, reason: str, plan: PrivacyPlan | None = None
+) -> Iterator[Claim]:
+    """Claims for a ledger whose rounds cannot be accounted for at all: any number that is stated
+    of their cost fails, because nothing supports it.
+
+    Args:
+        evidence: its summary states the claimed epsilons.
+        reason: why nothing can be derived.
+        plan: the header's; None if it has none that is usable.
+    """
+    claimed, budget = _claimed(evidence)
+    stated: list[tuple[str, Any]] = [(f"Epsilon, {view} view", claimed.get(view)) for view in VIEWS]
+    if plan is not None and plan.budget is not None:
+        stated.append(("Budget kept", plan.budget))
+    elif budget is not None:
+        stated.append(("Budget in the summary", budget))
+    for name, value in stated:
         yield claim(
-            f"Epsilon, {view} view",
-            None,
-            claimed="whatever the summary says",
+            name,
+            None if value is None else False,
+            claimed="nothing" if value is None else epsilon_text(value),
             rederived=reason,
             by="the ledger",
             rests_on="nothing",
         )
+
+
+def _claimed(evidence: Evidence) -> tuple[Mapping[str, Any], Any]:
+    """The epsilons and the budget that the summary states."""
+    privacy = (evidence.summary.value or {}).get("privacy")
+    if not isinstance(privacy, dict):
+        return {}, None
+    stated = privacy.get("epsilon")
+    return stated if isinstance(stated, dict) else {}, privacy.get("budget")
 
 
 def _view_claim(

@@ -38,7 +38,7 @@ from fedsys.audit.settings import config_claims, header_claims, origin_claims, p
 from fedsys.audit.spending import Spending, derive, require_size, reserved_events
 from fedsys.audit.start import start_claim
 from fedsys.audit.stopping import ending_claim, stopping_claim
-from fedsys.audit.tuning import total_of, tuning_claim
+from fedsys.audit.tuning import Before, total_of, tuning_claim
 from fedsys.audit.witnessed import (
     Pins,
     Witnessed,
@@ -221,7 +221,7 @@ def examine(run: Path, key: Ed25519PublicKey | None, pins: Pins = _NO_PINS) -> A
     view = audit.evidence.ledger.value
     audit.claims.append(chain_claim(audit.evidence))
     if view is None:
-        audit.claims.extend(underivable_claims("the ledger does not verify"))
+        audit.claims.extend(underivable_claims(audit.evidence, "the ledger does not verify"))
         return audit
     audit.claims.append(signer_claim(view, key))
     audit.witnessed = witnessed(run, view, pins)
@@ -232,7 +232,7 @@ def examine(run: Path, key: Ed25519PublicKey | None, pins: Pins = _NO_PINS) -> A
     if audit.plan is not None:
         _examine_privacy(audit, view, audit.plan, pins.authority)
     else:
-        audit.claims.extend(underivable_claims("the header holds no usable plan"))
+        audit.claims.extend(underivable_claims(audit.evidence, "the header holds no usable plan"))
     audit.claims.extend(asked_claims(audit.evidence, view, audit.plan))
     failed = audit.evidence.has_private and audit.cohorts is None
     audit.claims.extend(outcome_claims(audit.evidence, view, audit.plan, cohorts_failed=failed))
@@ -290,17 +290,19 @@ def _examine_privacy(
     claims.append(reuse_claim(view, plan))
     claims.append(event_claim(problem, audit.events, plan))
     if audit.spending is None:
-        claims.extend(underivable_claims(unread or "not derived"))
-        return
-    failed = found is not None and bool(found.problems)
-    claims.extend(
-        epsilon_claims(
-            evidence, plan, audit.spending, cohorts_failed=failed, withheld=audit.withheld
+        claims.extend(underivable_claims(evidence, unread or "not derived", plan))
+    else:
+        failed = found is not None and bool(found.problems)
+        claims.extend(
+            epsilon_claims(
+                evidence, plan, audit.spending, cohorts_failed=failed, withheld=audit.withheld
+            )
         )
-    )
-    claims.append(_add_tuning(audit, view, plan, audit.spending))
+    claims.append(_add_tuning(audit, view, plan))
     begun = start_claim(evidence, view)
     claims.extend([begun] if begun is not None else [])
+    if audit.spending is None:
+        return
     if audit.cohorts is not None:
         lost = sum(record.outcome is None for record in view.rounds)
         trust = view.header.get("trust")
@@ -315,16 +317,15 @@ def _examine_privacy(
         claims.extend(cross_checks(plan, audit.spending))
 
 
-def _add_tuning(audit: Audit, view: LedgerView, plan: PrivacyPlan, spending: Spending) -> Claim:
+def _add_tuning(audit: Audit, view: LedgerView, plan: PrivacyPlan) -> Claim:
     """Stores the total with tuning runs; the claim is that every file states it."""
-    problem = None
+    problem, stated, spending = None, view.header.get("tuning"), audit.spending
     try:
-        audit.total = total_of(
-            view.header.get("tuning"),
-            plan,
-            spending.accountant.outsider.steps(),
-            spending.spent.outsider,
-        )
+        if spending is not None:
+            steps = spending.accountant.outsider.steps()
+            audit.total = total_of(stated, plan, steps, spending.spent.outsider)
+        elif Before.of(stated) is not None:
+            problem = "stated, while its own rounds cannot be accounted for"
     except (ValueError, MechanismError, ArithmeticError, MemoryError) as error:
         problem = plain(error)
     return tuning_claim(audit.evidence, view, audit.total, problem)

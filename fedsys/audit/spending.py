@@ -26,8 +26,9 @@ LARGEST_POPULATION = 1 << 27
 
 _CURVE_POINTS = 400
 _DEAR_CURVE_POINTS = 12
-_HOPELESS = 500.0
-"""Epsilon by Rényi orders above which no loss distribution is computed: its grid would be huge."""
+_HOPELESS = 1e4
+"""Epsilon by Rényi orders above which no loss distribution is computed: up to it one takes seconds
+at most, and beyond it up to hours."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +114,8 @@ def _spent(accountant: ViewAccountant, *, known: bool) -> Epsilons:
     costly = accountant.plan.accountant == "pld" and accountant.rounds
     if costly and _HOPELESS < accountant.outsider.rdp_epsilon() < math.inf:
         raise LedgerError(
-            f"so little noise that epsilon exceeds {_HOPELESS:g}: not worth a loss distribution"
+            f"so little noise that its bound by Rényi orders exceeds {_HOPELESS:g}, where no loss "
+            "distribution is computed"
         )
     if known:
         return accountant.spent()

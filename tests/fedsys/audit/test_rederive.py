@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from fedsys.audit import audit_run, to_json, write
+from fedsys.audit import audit_run, spending, to_json, write
 from fedsys.audit.chain import UNPINNED
+from fedsys.audit.epsilons import underivable_claims
+from fedsys.audit.evidence import gather
 from fedsys.audit.settings import header_claims
 from fedsys.audit.wording import epsilon_text
 from fedsys.errors import AuditInputError, LedgerError
@@ -262,6 +264,43 @@ def test_no_number_is_an_infinite_epsilon(
     edit_json(run, lambda body: body["privacy"]["epsilon"].update(stated))
     close_again(run, signer)
     assert failed(run) == {f"Epsilon, {view} view" for view in stated}
+
+
+@pytest.mark.parametrize("derivable", [True, False])
+def test_however_little_noise_supports_no_false_number(
+    derivable: bool, signer: Signer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a loss distribution is computed for it or not."""
+    if not derivable:
+        monkeypatch.setattr(spending, "_HOPELESS", 600.0)  # 628 by Rényi orders
+    settings = ("privacy.mechanism=central-gaussian", "privacy.noise_multiplier=0.04")
+    run = harness.run(job(*settings, "rounds.count=1"), out=tmp_path / "run").folder
+    assert bool(failed(run)) is not derivable
+
+    def state(outsider: float | None, budget: float | None, total: object = None) -> None:
+        epsilon = {"outsider": outsider, "participant": None, "server": None}
+        changes = {"epsilon": epsilon, "budget": budget, "total": total}
+        edit_json(run, lambda body: body["privacy"].update(changes))
+        close_again(run, signer)
+
+    state(0.1, 0.1, total={"runs": 1, "before": 0.1, "epsilon": 0.2, "delta": 1e-5})
+    stated = {"Epsilon, outsider view", "Budget in the summary"}
+    assert failed(run) == stated | {"Tuning runs and the total with them"}
+    if not derivable:
+        state(None, None)
+        assert failed(run) == set()
+        said = next(c for c in audit_run(run).claims if c.name == "Epsilon, outsider view")
+        assert (said.holds, said.claimed) == (None, "nothing")
+        assert "bound by Rényi orders exceeds 600" in said.rederived
+
+
+def test_a_budget_is_not_kept_where_no_cost_is_derived(run: Path) -> None:
+    evidence = gather(run)
+    plan = plan_of(entries(run)[0][1]).changed(budget=8.0)
+    found = {each.name: each.holds for each in underivable_claims(evidence, "for a reason", plan)}
+    assert set(found.values()) == {False}
+    assert len(found) == 4
+    assert "Budget kept" in found
 
 
 def test_a_sum_in_floating_point_is_no_release(tmp_path: Path) -> None:
