@@ -8,7 +8,7 @@ from typing import Any
 
 from fedsys.privacy.views import Epsilons, epsilon_to_json
 
-__all__ = ["AuditResult", "Claim", "EpsilonPoint", "Epsilons", "Total"]
+__all__ = ["AuditResult", "Claim", "EpsilonPoint", "Epsilons", "Terms", "Total"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +62,29 @@ class Total:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """What an epsilon is an epsilon of.
+
+    Attributes:
+        mechanism: the mechanism's name.
+        unit: what is protected, "client" or "example".
+        guarantee: the view that the budget is for.
+        protocol: how updates were summed.
+        clip: the clipping norm.
+        noise_multiplier: the noise multiplier.
+        reproducible: whether noise, sampling and keys were derived from a seed.
+    """
+
+    mechanism: str
+    unit: str
+    guarantee: str
+    protocol: str
+    clip: float | None
+    noise_multiplier: float | None
+    reproducible: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AuditResult:
     """Every claim of one run, re-derived from its folder.
 
@@ -77,6 +100,7 @@ class AuditResult:
         neighbours: what each view's epsilon compares, as the header declares it.
         withheld: why none of the epsilons can be claimed; None where they can.
         total: the total with tuning runs; None where the header states none.
+        terms: the header's and its plan's; None where there is no usable plan.
     """
 
     run: str
@@ -90,6 +114,7 @@ class AuditResult:
     neighbours: Mapping[str, str] = field(default_factory=dict)
     withheld: str | None = None
     total: Total | None = None
+    terms: Terms | None = None
 
     @property
     def passed(self) -> bool:

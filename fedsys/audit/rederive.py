@@ -58,7 +58,7 @@ from fedsys.privacy import (
     plan_of,
 )
 from fedsys.privacy.accounting.adding import Part, part_of, promised_part
-from fedsys.records import AuditResult, Claim, Total
+from fedsys.records import AuditResult, Claim, Terms, Total
 
 __all__ = [
     "Audit",
@@ -204,6 +204,21 @@ def result_of(run: Path, audit: Audit, key: Ed25519PublicKey | None) -> AuditRes
         neighbours=_neighbours(view),
         withheld=audit.withheld,
         total=audit.total,
+        terms=_terms(view, plan),
+    )
+
+
+def _terms(view: LedgerView | None, plan: PrivacyPlan | None) -> Terms | None:
+    if view is None or plan is None:
+        return None
+    return Terms(
+        mechanism=plan.mechanism,
+        unit=plan.unit,
+        guarantee=plan.guarantee,
+        protocol=plain(view.header.get("protocol"), 20),
+        clip=plan.clip,
+        noise_multiplier=plan.noise_multiplier,
+        reproducible=view.header.get("reproducible") is not False,
     )
 
 

@@ -53,11 +53,11 @@ class PrivacySummary(_Tolerant):
     """``summary.json``'s ``privacy``: what the run claims."""
 
     mechanism: Text | None = None
-    unit: Text = "client"
+    unit: Text | None = None
     delta: FiniteNumber | None = None
     noise_multiplier: FiniteNumber | None = None
     clip: FiniteNumber | None = None
-    guarantee: Text = "outsider"
+    guarantee: Text | None = None
     epsilon: dict[Text, Number | None] = Field(default_factory=dict)
     budget: Number | None = None
 

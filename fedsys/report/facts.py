@@ -1,4 +1,5 @@
-"""What the privacy statement depends on: from the audit, then the summary, then the config."""
+"""What the privacy statement depends on: what was signed, by the audit; the summary and the config
+where a folder has no ledger that can be read."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedsys.printable import printable
-from fedsys.records import AuditResult, Epsilons, Total
+from fedsys.records import AuditResult, Epsilons, Terms, Total
 from fedsys.report.contents import RunContents
 
 __all__ = ["SERVER_SEES_SUMS", "Facts", "disclosable", "explain", "gather", "mechanism_title"]
@@ -15,13 +16,15 @@ __all__ = ["SERVER_SEES_SUMS", "Facts", "disclosable", "explain", "gather", "mec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What the statement depends on, taken from the audit, then the summary, then the config."""
+    """What the statement depends on."""
 
     mechanism: str
     unit: str
     protocol: str
     sampling: str
     participation: float
+    clip: float | None
+    noise_multiplier: float | None
     guarantee: str
     colluders: int
     delta: float | None
@@ -91,32 +94,53 @@ def explain(facts: Facts) -> str:
     return said
 
 
+def _stated(folder: RunContents) -> Terms:
+    """What summary and configuration state; where they differ, the weaker one counts."""
+    privacy = folder.summary.privacy
+
+    def weaker(*names: str, of: tuple[object, object], otherwise: str = "unknown") -> str:
+        found = [printable(name, 60) for name in of if name]
+        return next((name for name in names if name in found), (found or [otherwise])[0])
+
+    return Terms(
+        mechanism=weaker("none", of=(privacy.mechanism, folder.setting("privacy", "mechanism"))),
+        unit=weaker("example", of=(privacy.unit, folder.setting("privacy", "unit"))),
+        guarantee=weaker(
+            of=(privacy.guarantee, folder.setting("privacy", "guarantee")), otherwise="outsider"
+        ),
+        protocol=weaker(
+            "float",
+            "ideal",
+            of=(folder.summary.protocol, folder.setting("aggregation", "protocol")),
+        ),
+        clip=privacy.clip,
+        noise_multiplier=privacy.noise_multiplier,
+        reproducible=folder.summary.reproducible,
+    )
+
+
 def gather(folder: RunContents, audit: AuditResult, *, private: bool) -> Facts:
-    """Collects what the statement depends on; where sources differ, the weaker one counts."""
+    """Collects what the statement depends on: what the ledger's header signed, if there is one."""
     summary = folder.summary
-    mechanisms = [summary.privacy.mechanism, folder.setting("privacy", "mechanism")]
-    protocols = [summary.protocol, folder.setting("aggregation", "protocol")]
-    named = [printable(name, 60) for name in mechanisms if name]
-    protocol_names = [printable(name, 60) for name in protocols if name]
+    terms = _stated(folder) if audit.terms is None else audit.terms
     participation = folder.setting("cohort", "participation")
     colluders = folder.setting("privacy", "max_colluders")
     return Facts(
-        mechanism="none" if "none" in named else named[0] if named else "unknown",
-        unit=summary.privacy.unit,
-        protocol=next(
-            (name for name in ("float", "ideal") if name in protocol_names),
-            protocol_names[0] if protocol_names else "unknown",
-        ),
+        mechanism=terms.mechanism,
+        unit=terms.unit,
+        protocol=terms.protocol,
         sampling=printable(folder.setting("cohort", "sampling") or "unknown", 60),
         participation=participation if isinstance(participation, float) else 1.0,
-        guarantee=summary.privacy.guarantee,
+        clip=terms.clip,
+        noise_multiplier=terms.noise_multiplier,
+        guarantee=terms.guarantee,
         colluders=colluders if isinstance(colluders, int) else 0,
         delta=audit.delta if audit.delta is not None else summary.privacy.delta,
         budget=summary.privacy.budget,
         spent=disclosable(audit.curve[-1].spent, private)
         if audit.curve and audit.withheld is None
         else None,
-        reproducible=summary.reproducible,
+        reproducible=terms.reproducible,
         private=private,
         neighbours={
             printable(view, 20): printable(words, 200) for view, words in audit.neighbours.items()

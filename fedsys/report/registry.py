@@ -164,13 +164,11 @@ def _implementation(folder: RunContents, audit: AuditResult, facts: Facts) -> di
         if facts.total is None
         else f"{facts.total.runs} tuning runs, stated in the header and included in epsilon."
     )
-    clip = folder.summary.privacy.clip
-    noise = folder.summary.privacy.noise_multiplier
     return {
         "pre_processing_eda_hyperparameter_tuning": f"{tuned} {ASK}whether anybody looked at the "
         "data before",
         "mechanisms": f"{mechanism_title(facts.mechanism)}: {explain(facts)} Clipping norm "
-        f"{clip!r}, noise multiplier {noise!r}, {facts.sampling} sampling. "
+        f"{facts.clip!r}, noise multiplier {facts.noise_multiplier!r}, {facts.sampling} sampling. "
         f"{components['Side channels']} Versions: {libraries or 'not stated'}.",
         "justification": f"{ASK}why these parameters",
     }

@@ -51,9 +51,10 @@ def print_run(run: Path, audit: AuditResult, *, file: IO[str] | None = None) -> 
     facts = gather(folder, audit, private=True)
     rows = _results(folder)
     rows += [("mechanism", mechanism_title(facts.mechanism), _protocol(facts), "")]
-    clip = folder.summary.privacy.clip
-    if facts.noiseless and clip is not None:
-        rows.append(("clipping norm", f"{clip:g}", "longer updates are scaled down to it", ""))
+    if facts.noiseless and facts.clip is not None:
+        rows.append(
+            ("clipping norm", f"{facts.clip:g}", "longer updates are scaled down to it", "")
+        )
     for view, explanation in _VIEWS:
         value = getattr(facts.spent, view) if facts.spent is not None else None
         word, tone = tier(value)

@@ -21,7 +21,7 @@ from fedsys.privacy import Ledger, Signer, ViewAccountant, read_ledger
 from fedsys.privacy.accounting.exact_gaussian import gaussian_epsilon
 from fedsys.privacy.accounting.from_ledger import charge_rounds, plan_of
 from fedsys.privacy.ledger import read_private
-from fedsys.records import AuditResult
+from fedsys.records import AuditResult, Terms
 from fedsys.release.publication import publish_run
 from simulations import harness
 from simulations.randomness import SeededRandomness
@@ -373,6 +373,25 @@ def test_a_missing_summary_claims_nothing(run: Path) -> None:
 def test_a_missing_file_that_every_run_has_is_refused(run: Path, name: str) -> None:
     (run / name).unlink()
     assert failed(run)
+
+
+def test_what_an_epsilon_is_of_needs_no_summary(run: Path, signer: Signer) -> None:
+    said = audit_run(run).terms
+    assert said == Terms(
+        mechanism="distributed-gaussian",
+        unit="client",
+        guarantee="outsider",
+        protocol="ideal",
+        clip=0.3,
+        noise_multiplier=0.7,
+        reproducible=False,
+    )
+    (run / "summary.json").unlink()
+    assert audit_run(run).terms == said
+    lines = entries(run)
+    lines[0][1]["plan"] = {}
+    sign_again(run, lines, signer)
+    assert audit_run(run).terms is None
 
 
 def test_nothing_to_audit(tmp_path: Path, run: Path) -> None:

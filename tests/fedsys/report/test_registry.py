@@ -15,7 +15,8 @@ import yaml
 from fedsys.errors import AuditInputError
 from fedsys.privacy import Epsilons, Signer
 from fedsys.privacy.ledger import Ledger
-from fedsys.records import AuditResult, EpsilonPoint, Total
+from fedsys.records import AuditResult, EpsilonPoint, Terms, Total
+from fedsys.report import render
 from fedsys.report.registry import ASK, entry, to_text
 
 MakeAudit = Callable[..., AuditResult]
@@ -92,6 +93,38 @@ def test_what_no_folder_shows_is_asked_for(run: Path, make_audit: MakeAudit) -> 
     for part in ("dp_flavor", "product", "implementation", "resources"):
         assert any(ASK in text for text in strings(deployment[part])), part
     assert not any(ASK in text for text in strings(deployment["privacy_loss"]))
+
+
+@pytest.mark.parametrize("summary", ["missing", "of another shape", "of a client"])
+def test_what_the_epsilon_is_of_is_what_was_signed(
+    summary: str, run: Path, make_audit: MakeAudit
+) -> None:
+    """Whatever the summary says, or whether a report can read it at all."""
+    terms = Terms(
+        mechanism="example-gaussian",
+        unit="example",
+        guarantee="server",
+        protocol="ideal",
+        clip=0.125,
+        noise_multiplier=2.25,
+        reproducible=True,
+    )
+    path = run / "summary.json"
+    if summary == "missing":
+        path.unlink()
+    elif summary == "of another shape":
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"stopped": 5}))
+    audit = audited(make_audit, terms=terms)
+    made = entry(run, audit)["deployment"]
+    assert made["privacy_loss"]["privacy_unit"] == "Example"
+    assert made["model"]["model_name"] == "Local"
+    implementation = made["implementation"]["mechanisms"]
+    assert "Clipping norm 0.125, noise multiplier 2.25" in implementation
+    page = render(run, audit, private=False)
+    assert "one example of one client" in page
+    assert "One client: its whole contribution" not in page
+    assert "Reproducible, not private" in page
+    assert "Ideal aggregation" in page
 
 
 def test_a_run_without_a_claim_gets_no_entry(run: Path, make_audit: MakeAudit) -> None:
