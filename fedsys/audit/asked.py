@@ -55,7 +55,16 @@ def asked_claims(evidence: Evidence, view: LedgerView, plan: PrivacyPlan | None)
         by="the header, every reserve line and config.toml",
         rests_on="the coordinator having asked what it says; devices count what they agreed to",
     )
-    if kind != "train" and plan is not None:
+    stated = (evidence.summary.value or {}).get("query")
+    if kind == "train" and stated is not None:
+        yield claim(
+            "Answers",
+            False,
+            claimed=value_text(stated),
+            rederived="rounds of training answer no question in summary.json",
+            by="the header",
+        )
+    elif kind != "train" and plan is not None:
         yield _answers_claim(evidence, view, plan)
     if plan is not None and (turns.every or not evidence.answers.missing):
         yield _between_claim(evidence, view, plan, turns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
@@ -392,6 +393,20 @@ def test_what_an_epsilon_is_of_needs_no_summary(run: Path, signer: Signer) -> No
     lines[0][1]["plan"] = {}
     sign_again(run, lines, signer)
     assert audit_run(run).terms is None
+
+
+def test_a_run_that_trained_answers_nothing(run: Path, signer: Signer) -> None:
+    """Nothing that was released could give these answers, and the report would show them."""
+    estimate = {"label": "", "value": 3.0, "low": 2.0, "high": 4.0}
+    answer = {"name": "ill", "ask": "count", "interval": "exact", "estimates": [estimate]}
+    for query in ({"kind": "query", "answers": [answer]}, {}, 0, None):
+        edit_json(run, functools.partial(_ask, query=query))
+        close_again(run, signer)
+        assert failed(run) == (set() if query is None else {"Answers"})
+
+
+def _ask(summary: dict[str, Any], query: object) -> None:
+    summary["query"] = query
 
 
 def test_nothing_to_audit(tmp_path: Path, run: Path) -> None:
