@@ -38,6 +38,7 @@ _OTHER_KEYS = {
     "aggregation.dropout": "dropout",
     "aggregation.noise": "noise",
 }
+_PROTOCOLS = ("secure", "ideal", "float")
 _SUMMARY_KEYS = {"delta": "delta", "unit": "unit", "guarantee": "guarantee"}
 
 
@@ -85,12 +86,20 @@ def header_claims(header: Mapping[str, Any], plan: PrivacyPlan) -> Iterator[Clai
         if key != "versions" and accountants.get(key) != value
     ]
     trust, population = _table(header, "trust"), _table(header, "population")
+    protocol = header.get("protocol")
+    secure, floats = protocol == "secure", protocol == "float"
     for name, found, wanted in (
         ("population.clients", population.get("clients"), plan.population),
         ("trust.dropout", trust.get("dropout"), plan.dropout),
-        ("release", header.get("release"), header.get("protocol") != "float"),
+        ("release", header.get("release"), not floats),
+        # A simulation must not pass for a run of secure aggregation, nor the reverse.
+        ("plan.corrupt", plan.corrupt is not None, secure),
+        ("trust.corrupt", trust.get("corrupt"), plan.corrupt if secure else trust.get("corrupt")),
+        ("plan.encoding", plan.encoding == "float", floats),
+        ("plan.noise", plan.noise == "once" and secure, False),
     ):
         wrong += [] if _equal(found, wanted) else [name]
+    wrong += [] if protocol in _PROTOCOLS else ["protocol"]
     yield claim(
         "Header: neighbours, accountants, what is not covered",
         not wrong,

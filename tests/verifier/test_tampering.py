@@ -12,6 +12,8 @@ import pytest
 from fedsys.privacy import Signer
 from tests.fedsys.audit.forge import close_again, edit_json, entries, sign_again
 from tests.verifier.chain import Refused, canonical
+from tests.verifier.delta import parts
+from tests.verifier.plan import Plan
 from tests.verifier.runs import Make, copy
 from tests.verifier.verify import verify
 
@@ -161,6 +163,20 @@ def _more_delta(header: Body) -> None:
     header["plan"]["delta"] = header["delta"] = 1e-4
 
 
+def _uncorrupted(header: Body) -> None:
+    header.update(protocol="secure")
+    header["trust"].update(corrupt=None)
+
+
+def _once(header: Body) -> None:
+    header["plan"]["noise"] = "once"
+    header["delta_parts"] = parts(Plan(header)).stated
+
+
+def _released(header: Body) -> None:
+    header.update(protocol="ideal", release=True)
+
+
 def _cheaper(lines: list[tuple[str, Body]]) -> None:
     lines[0][1]["plan"]["noise_multiplier"] = 1.4
     _of_all_events(lambda event: event.update(noise_multiplier=1.4))(lines)
@@ -202,6 +218,26 @@ WITH_THE_KEY: dict[str, tuple[str, Callable[[list[tuple[str, Body]]], None], str
         _of_header(lambda h: h["neighbours"].update(outsider="add or remove one client")),
         "neighbours",
     ),
+    "ideal, as secure": ("fixed", _of_header(lambda h: h.update(protocol="secure")), "a quorum"),
+    "ideal, as secure without colluders": ("fixed", _of_header(_uncorrupted), "a quorum"),
+    "secure, as ideal": ("secure", _of_header(lambda h: h.update(protocol="ideal")), "a quorum"),
+    "other colluders": (
+        "secure",
+        _of_header(lambda h: h["trust"].update(corrupt=0.2)),
+        "other colluders",
+    ),
+    "float, as ideal": ("float", _of_header(_released), "encoding"),
+    "ideal, as float": (
+        "fixed",
+        _of_header(lambda h: h.update(protocol="float", release=False)),
+        "encoding",
+    ),
+    "drawn once, under secure": (
+        "secure",
+        _of_header(_once),
+        "drawn once",
+    ),
+    "an unknown protocol": ("fixed", _of_header(lambda h: h.update(protocol="x")), "unknown"),
     "another accountant": (
         "fixed",
         _of_header(lambda h: h["accountants"].update(reported="pld")),

@@ -101,6 +101,13 @@ def _check_header(header: dict[str, Any], plan: Plan, derived: Parts) -> None:
     require(header["population"]["clients"] == plan.population, "another number of clients")
     require(header["trust"]["dropout"] == plan.body["dropout"], "another chance of losses")
     require(header.get("release") is (header.get("protocol") != "float"), "a release, or none")
+    protocol, body = header.get("protocol"), plan.body
+    require(protocol in ("secure", "ideal", "float"), "an unknown protocol")
+    secure = protocol == "secure"
+    require((body["corrupt"] is not None) == secure, "a quorum, or none")
+    require(not secure or header["trust"]["corrupt"] == body["corrupt"], "other colluders")
+    require((body["encoding"] == "float") == (protocol == "float"), "another protocol's encoding")
+    require(not secure or body["noise"] == "per-client", "noise drawn once under secure")
     require(_is_hash(header.get("initial_weights_sha256")), "no hash of the first model")
     withheld = header.get("preprocessing") == "data-dependent" or (
         header.get("preprocessing") == "client-local" and plan.body["unit"] == "example"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedsys.privacy import Signer
-from tests.fedsys.audit.conftest import failed
-from tests.fedsys.audit.forge import close_again, entries, sign_again
+from fedsys.privacy import PrivacyPlan, Signer, ledger_header
+from simulations import harness
+from tests.fedsys.audit.conftest import failed, job
+from tests.fedsys.audit.forge import close_again, edit_json, entries, replace_text, sign_again
 
 HEADER = "Header: neighbours, accountants, what is not covered"
 HASHES = "Hashes of what was released"
@@ -57,3 +59,37 @@ def test_a_round_that_reserves_no_event_ends_no_audit(
         del lines[1][1]["event"]
     sign_again(run, lines, signer)
     assert "Reserved events" in failed(run)
+
+
+@pytest.mark.parametrize(
+    ("setting", "label"),
+    [
+        ("protocol=ideal", "secure"),
+        ("noise=once", "secure"),
+        ("protocol=float", "secure"),
+        ("protocol=float", "ideal"),
+        ("protocol=ideal", "float"),
+        ("protocol=secure", "ideal"),
+        ("protocol=ideal", "none at all"),
+    ],
+)
+def test_a_run_does_not_pass_for_one_of_another_protocol(
+    tmp_path: Path, signer: Signer, setting: str, label: str
+) -> None:
+    """Header, configuration and summary are changed together, and bound again."""
+    config = job(f"aggregation.{setting}", "cohort.expected=150", "rounds.count=1")
+    run, was = tmp_path / "run", config.aggregation.protocol
+    harness.run(config, out=run)
+    replace_text(run / "config.toml", f'protocol = "{was}"', f'protocol = "{label}"')
+    edit_json(run, lambda body: body.update(protocol=label))
+    lines = entries(run)
+    digest = hashlib.sha256((run / "config.toml").read_bytes()).hexdigest()
+    lines[0][1].update(protocol=label, release=label != "float", config_sha256=digest)
+    if setting == "noise=once":  # with all else that secure aggregation has
+        header = lines[0][1]
+        header["plan"]["corrupt"] = header["trust"]["corrupt"]
+        plan = PrivacyPlan.from_json(header["plan"])
+        header["delta_parts"] = ledger_header(plan)["delta_parts"]
+    sign_again(run, lines, signer)
+    close_again(run, signer)
+    assert HEADER in failed(run)
