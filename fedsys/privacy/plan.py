@@ -97,6 +97,10 @@ class PrivacyPlan(PlanValues):
     def __post_init__(self) -> None:
         validation.integer("population", self.population, most=_LARGEST_POPULATION)
         validation.integer("rounds", self.rounds, most=_MOST_ROUNDS)
+        if validation.integer("cap", self.cap) > self.population:
+            raise MechanismError(
+                f"cap={self.cap} exceeds population={self.population}: no cohort is that large"
+            )
         validation.fraction("delta", self.delta)
         validation.fraction("dropout", self.dropout, zero=True)
         validation.one_of("unit", self.unit, get_args(Unit))

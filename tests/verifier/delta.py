@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,15 +148,23 @@ def tau(sigma: float, fewest: int, most: int) -> float:
         bound = math.exp(max(log, -690.0))
         if bound < 1e-60:
             return max(bound, 1e-300)
-    found = max(_cells(sigma, n) for n in range(fewest, most + 1))
+    found = max(_cells(sigma, *run) for run in _runs(fewest, most))
     return min(max(found, 1e-300), 1.0)
+
+
+def _runs(fewest: int, most: int) -> Iterator[tuple[int, int]]:
+    first = fewest
+    while first <= most:
+        last = first if first < fewest + 4096 else min(most, first + first // 64)
+        yield first, last
+        first = last + 1
 
 
 def _width(sigma: float, n: int) -> float:
     return n / 2 + 46 * sigma * math.sqrt(n) + 1
 
 
-def _cells(sigma: float, n: int) -> float:
+def _cells(sigma: float, first: int, last: int) -> float:
     edges = np.linspace(0.0, math.pi, 1025)
     left, t = edges[:-1], edges[1:]
     log_a = -((sigma * left) ** 2) / 2 + np.log(np.sinc(left / (2 * math.pi)))
@@ -166,9 +175,11 @@ def _cells(sigma: float, n: int) -> float:
         for w in (2 * math.pi * m - t, 2 * math.pi * m + 0 * t):
             b = b + np.exp(-((sigma * w) ** 2) / 2) * sine / (w / 2)
     with np.errstate(under="ignore"):
-        growth = n * np.log1p(b / np.exp(log_a))
-        logs = n * log_a + growth + np.log(-np.expm1(-growth))
+        growth = last * np.log1p(b / np.exp(log_a))
+        logs = first * log_a + growth + np.log(-np.expm1(-growth))
         cells = np.minimum(np.exp(np.minimum(logs, 1.0)), 2.0)
         mean, square = float(cells.mean()), float((cells**2).mean())
-    width = _width(sigma, n)
-    return (1 + 1e-9) * min((width + 0.5) * mean, 0.5 * math.sqrt((2 * width + 1) * square))
+    width = _width(sigma, last)
+    return (1 + max(1e-9, last * 2.0**-50)) * min(
+        (width + 0.5) * mean, 0.5 * math.sqrt((2 * width + 1) * square)
+    )

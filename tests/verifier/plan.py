@@ -95,7 +95,7 @@ class Plan:
         self.population = _whole(plan, "population", 1, 1 << 28)
         self.rounds = _whole(plan, "rounds", 1)
         self.dimension = _whole(plan, "dimension", 1, 1 << 36)
-        self.cap = _whole(plan, "cap", 1)
+        self.cap = _whole(plan, "cap", 1, self.population)
         self.least = _whole(plan, "min_survivors", 1, self.cap)
         self.colluders = _whole(plan, "colluders", 0)
         self.bits = _whole(plan, "modulus_bits", 2, 64)

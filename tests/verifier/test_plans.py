@@ -11,11 +11,12 @@ import pytest
 
 from fedsys.privacy import Ledger, make_plan, read_ledger, replay
 from fedsys.privacy.ledger import read_private
+from fedsys.privacy.noise import rounding_distance
 from fedsys.privacy.plan import PrivacyPlan
 from tests.fedsys.privacy.ledger.ledgers import create
 from tests.fedsys.privacy.plans import FORTY_ROUNDS
 from tests.verifier import chain, private, views
-from tests.verifier.delta import check_parts, parts
+from tests.verifier.delta import check_parts, parts, tau
 from tests.verifier.plan import Plan
 from tests.verifier.verify import TOLERANCE
 
@@ -168,6 +169,7 @@ def _near(epsilon: float | None) -> Any:
         {"noise": "once", "mechanism": "local-gaussian"},
         {"population": 1 << 29},
         {"expected_cohort": 2000},
+        {"cap": 2000},
         {"population": True},
         {"extra": 1},
     ],
@@ -181,3 +183,10 @@ def test_what_is_no_plan_is_refused(changes: dict[str, Any], tmp_path: Path) -> 
     assert Plan(header).cap == plan.cap
     with pytest.raises(chain.Refused):
         Plan(header | {"plan": header["plan"] | changes, "unit": changes.get("unit", "client")})
+
+
+@pytest.mark.parametrize(
+    ("sigma", "fewest", "most"), [(0.8, 2, 9000), (1.3, 7, 1 << 28), (2.5, 10**5, 10**6)]
+)
+def test_many_numbers_of_terms_have_the_same_bound(sigma: float, fewest: int, most: int) -> None:
+    assert tau(sigma, fewest, most) == pytest.approx(rounding_distance(sigma, fewest, most))

@@ -20,6 +20,10 @@ the mean of its square (Parseval), and outside |k| <= W both laws have little ma
 
     D <= min{(W + 1/2) mean, sqrt((2 W + 1) mean of squares) / 2} + P[|G| > W - n/2].
 
+Numbers of terms n' <= n <= n'' have one bound together, because a <= 1 and W increases in n:
+
+    (a + b)^n - a^n = a^n [(1 + b/a)^n - 1] <= a^n' [(1 + b/a)^n'' - 1],   W(n) <= W(n'').
+
 >>> f"{rounding_distance(1.0, 10, 10):.0e}", f"{rounding_distance(2.0, 2, 2):.0e}"
 ('7e-08', '2e-17')
 >>> rounding_distance(0.3, 1, 1)
@@ -40,7 +44,12 @@ _CELLS = 1024
 _NEAREST = 4
 """Terms of b on either side added one by one; a geometric series bounds the rest."""
 
-_AT_ONCE = 1 << 21
+_ONE_BY_ONE = 4096
+"""How many numbers of terms have a bound of their own. Those beyond share theirs with up to 1/64 as
+many again, so that the work grows with the logarithm of the largest number."""
+
+_RUN = 64
+_AT_ONCE = 2048
 _TAIL = 46.0
 """Standard deviations beyond which mass is neglected: P[|N| > 46] < 1e-400."""
 
@@ -49,7 +58,8 @@ _CLOSED_FORM = 2.0
 """The least sigma for which the bound in closed form holds."""
 
 _SLACK = 1e-9
-"""A generous bound on the relative error of float64 in the sums below."""
+_SLACK_PER_TERM = 2.0**-50
+"""Generous bounds on the relative error of float64 in the sums below; the larger one counts."""
 
 Vector = NDArray[np.float64]
 
@@ -73,12 +83,21 @@ def rounding_distance(sigma: float, fewest: int, most: int) -> float:
         bound = _closed_form(sigma, fewest, most)
         if bound < 1e-60:
             return max(bound, _LEAST)
-    worst = 0.0
-    at_once = max(1, _AT_ONCE // _CELLS)
-    for start in range(fewest, most + 1, at_once):
-        terms = np.arange(start, min(start + at_once, most + 1), dtype=np.float64)
-        worst = max(worst, float(_cell_by_cell(sigma, terms).max()))
+    runs, worst = np.array(_runs(fewest, most), dtype=np.float64), 0.0
+    for start in range(0, len(runs), _AT_ONCE):
+        first, last = runs[start : start + _AT_ONCE].T
+        worst = max(worst, float(_cell_by_cell(sigma, first, last).max()))
     return min(max(worst, _LEAST), 1.0)
+
+
+def _runs(fewest: int, most: int) -> list[tuple[int, int]]:
+    """The numbers of terms as runs (first, last): single numbers, and then ever longer runs."""
+    singly = min(most, fewest + _ONE_BY_ONE - 1)
+    runs = [(terms, terms) for terms in range(fewest, singly + 1)]
+    while runs[-1][1] < most:
+        first = runs[-1][1] + 1
+        runs.append((first, min(most, first + first // _RUN)))
+    return runs
 
 
 def _half_width(sigma: float, terms: float) -> float:
@@ -105,20 +124,22 @@ def _closed_form(sigma: float, fewest: int, most: int) -> float:
     )
 
 
-def _cell_by_cell(sigma: float, terms: Vector) -> Vector:
-    """The bound of this module's docstring, (k,), for k numbers of terms (k,)."""
+def _cell_by_cell(sigma: float, first: Vector, last: Vector) -> Vector:
+    """The bound of this module's docstring, (k,), for k runs of numbers of terms: from first (k,)
+    to last (k,)."""
     edges = np.linspace(0.0, math.pi, _CELLS + 1)
     left, right = edges[:-1], edges[1:]
     log_a = -0.5 * (sigma * left) ** 2 + np.log(np.sinc(left / (2 * math.pi)))
-    growth = terms[:, None] * np.log1p(_others(sigma, right) / np.exp(log_a))
+    growth = last[:, None] * np.log1p(_others(sigma, right) / np.exp(log_a))
     # log((a + b)^n - a^n) = n log a + log(exp(growth) - 1)
     with np.errstate(under="ignore"):
-        logs = terms[:, None] * log_a + growth + np.log(-np.expm1(-growth))
+        logs = first[:, None] * log_a + growth + np.log(-np.expm1(-growth))
         bound = np.exp(np.minimum(logs, math.log(2.0)))  # neither series exceeds 1
-        width = terms / 2 + _TAIL * sigma * np.sqrt(terms) + 1
+        width = last / 2 + _TAIL * sigma * np.sqrt(last) + 1
         by_mean = (width + 0.5) * bound.mean(axis=1)
         by_square = 0.5 * np.sqrt((2 * width + 1) * np.square(bound).mean(axis=1))
-    smaller: Vector = np.minimum(by_mean, by_square) * (1 + _SLACK)
+    slack = np.maximum(_SLACK, _SLACK_PER_TERM * last)
+    smaller: Vector = np.minimum(by_mean, by_square) * (1 + slack)
     return smaller
 
 

@@ -261,6 +261,10 @@ def test_poisoned_configurations_are_refused(run: Path, content: bytes) -> None:
     assert "Configuration file" in failed(run)
 
 
+MANY_TERMS = {"sampling": "fixed", "min_survivors": 1, "modulus_bits": 64, "dimension": 100}
+"""Of a plan whose noise may be the sum of any number of terms up to its cap."""
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -281,6 +285,8 @@ def test_poisoned_configurations_are_refused(run: Path, content: bytes) -> None:
         {"population": 1 << 27},  # at so small a rate, a grid as fine as the loss has 10^7 bins
         {"population": 1 << 28},
         {"corrupt": 0.0, "dropout": 0.5, "population": 1 << 26, "min_survivors": 1},
+        MANY_TERMS | {"cap": 10**12},
+        MANY_TERMS | {"cap": 1 << 28, "population": 1 << 28},
     ],
     ids=lambda change: "-".join(map(str, change.values())),
 )

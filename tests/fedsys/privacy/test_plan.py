@@ -78,6 +78,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         ({"clip": 5e-324}, "out of the range in which updates can be scaled"),
         ({"dropout": 1.0}, "dropout must be"),
         ({"cap": 60}, r"delta_abort=.* more than a tenth of delta=1e-05: raise cap=60"),
+        ({"cap": 10**12}, r"cap=1000000000000 exceeds population=\d+: no cohort is that large"),
         ({"min_survivors": 40}, r"delta_abort=.* lower min_survivors=40"),
         ({"cap": 90, "min_survivors": 95}, "every round aborts|delta_abort"),
         ({"expected_cohort": 3}, "too small"),

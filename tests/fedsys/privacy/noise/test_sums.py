@@ -17,7 +17,7 @@ from scipy.special import ndtr
 from fedsys.privacy import AesCtrStream, Mechanism, build_mechanism
 from fedsys.privacy.accounting.exact_gaussian import gaussian_delta
 from fedsys.privacy.noise import rounding_distance
-from fedsys.privacy.noise.distance import _cell_by_cell, _closed_form
+from fedsys.privacy.noise.distance import _cell_by_cell, _closed_form, _runs
 
 FALSE_ALARM = 1e-7
 Law = NDArray[np.float64]
@@ -70,7 +70,7 @@ def test_tau_is_a_bound_and_no_wild_one(sigma: float, terms: int) -> None:
     exact = _true_distance(sigma, terms)
     stated = rounding_distance(sigma, terms, terms)
     assert exact <= stated
-    cells = float(_cell_by_cell(sigma, np.array([float(terms)]))[0])
+    cells = _cells(sigma, terms, terms)
     assert exact <= cells <= 20 * exact
 
 
@@ -107,6 +107,28 @@ def test_tau_against_convolution() -> None:
     assert float(exact) <= rounding_distance(sigma, terms, terms)
 
 
+def _cells(sigma: float, first: int, last: int) -> float:
+    return float(_cell_by_cell(sigma, np.array([float(first)]), np.array([float(last)]))[0])
+
+
+@pytest.mark.parametrize("fewest", [2, 4000, 10**6])
+@pytest.mark.parametrize("further", [0, 4095, 4096, 4200, 10**5, 1 << 28])
+def test_few_runs_hold_every_number_of_terms(fewest: int, further: int) -> None:
+    runs = _runs(fewest, fewest + further)
+    assert runs[0][0] == fewest
+    assert runs[-1][1] == fewest + further
+    assert all(before[1] + 1 == after[0] for before, after in itertools.pairwise(runs))
+    assert len(runs) < 5000
+
+
+def test_a_run_of_numbers_of_terms_has_a_bound_for_each() -> None:
+    for sigma in (0.3, 1.0, 2.2):
+        for first, last in ((64, 65), (4098, 4162), (10**5, 10**5 + 1562)):
+            whole = _cells(sigma, first, last)
+            each = [_cells(sigma, n, n) for n in np.linspace(first, last, 6).astype(int)]
+            assert max(each) <= whole <= 1.1 * max(each)
+
+
 def test_tau_holds_for_every_subset() -> None:
     for sigma in (0.8, 1.7, 2.5):
         for fewest, most in ((2, 30), (7, 9), (20, 120)):
@@ -121,7 +143,7 @@ def test_tau_holds_for_every_subset() -> None:
 def test_the_closed_form_covers_the_cells() -> None:
     for sigma in (2.0, 2.3, 3.1, 4.0):
         for terms in (2, 3, 8, 40, 200):
-            cells = float(_cell_by_cell(sigma, np.array([float(terms)]))[0])
+            cells = _cells(sigma, terms, terms)
             assert _closed_form(sigma, terms, terms) >= min(cells, 1e-290)
 
 
