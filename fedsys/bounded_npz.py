@@ -29,7 +29,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Arrays", "open_arrays"]
+__all__ = ["Arrays", "check_directory", "open_arrays"]
 
 _MOST_DIRECTORY = 1 << 18
 """The most bytes of an archive's directory: a few thousand entries; each becomes an object."""
@@ -108,7 +108,7 @@ def open_arrays(file: IO[bytes], *, most: int, compressed: bool = False) -> Iter
     """
     try:
         size = file.seek(0, os.SEEK_END)
-        _check_directory(file, size)
+        check_directory(file, size, most=_MOST_DIRECTORY)
         archive = zipfile.ZipFile(file)
     except _MALFORMED as error:
         raise ValueError(_text(error)) from None
@@ -116,8 +116,18 @@ def open_arrays(file: IO[bytes], *, most: int, compressed: bool = False) -> Iter
         yield Arrays(archive, _entries(archive, size, most=most, compressed=compressed))
 
 
-def _check_directory(file: IO[bytes], size: int) -> None:
-    """Bounds the archive's directory before it is parsed into objects."""
+def check_directory(file: IO[bytes], size: int, *, most: int) -> None:
+    """Bounds an archive's directory before `zipfile` parses it into objects.
+
+    Args:
+        file: a seekable file.
+        size: its length.
+        most: the most bytes of a directory.
+
+    Raises:
+        ValueError: the directory is longer, or the file is no plain archive.
+        OSError: it cannot be read.
+    """
     tail = min(size, 22 + 20 + 56)
     file.seek(size - tail)
     found = file.read(tail)
@@ -125,10 +135,11 @@ def _check_directory(file: IO[bytes], size: int) -> None:
     if len(end) < 22 or end[:4] != b"PK\x05\x06" or end[20:22] != bytes(2):
         raise ValueError("no archive, or one that is cut off")
     length = int.from_bytes(end[12:16], "little")
-    if found[-42:-38] == b"PK\x06\x07":  # ZIP64: the true length is in the record before
+    if found[-42:-38] == b"PK\x06\x07" and found[-98:-94] == b"PK\x06\x06":
+        # ZIP64: the true length is in the record before. Without one, `zipfile` takes the other.
         length = int.from_bytes(found[-58:-50], "little")
-    if length > _MOST_DIRECTORY:
-        raise ValueError(f"a directory of {length} bytes; at most {_MOST_DIRECTORY} are read")
+    if length > most:
+        raise ValueError(f"a directory of {length} bytes; at most {most} are read")
 
 
 def _entries(

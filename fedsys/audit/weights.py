@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import torch
 
+from fedsys.bounded_npz import check_directory
 from fedsys.errors import LedgerError
 from fedsys.model_state import StateDigest, StateError, digest_of
 from fedsys.privacy.ledger.files import open_regular
@@ -22,7 +23,8 @@ __all__ = ["weights_digest"]
 
 _MODEL_BYTES = 1 << 32
 _PICKLE_BYTES = 1 << 24
-_ENTRIES = 100_000
+_DIRECTORY_BYTES = 1 << 22
+"""Tens of thousands of tensors, each of which takes about a hundred bytes in the directory."""
 
 
 def weights_digest(path: Path, dimension: int) -> StateDigest:
@@ -37,7 +39,7 @@ def weights_digest(path: Path, dimension: int) -> StateDigest:
     """
     with open_regular(path, _MODEL_BYTES) as file:
         size = os.fstat(file.fileno()).st_size
-        _require_plain(path.name, file)
+        _require_plain(path.name, file, size)
         try:
             found = torch.load(
                 f"/dev/fd/{file.fileno()}", map_location="cpu", weights_only=True, mmap=True
@@ -54,15 +56,16 @@ def weights_digest(path: Path, dimension: int) -> StateDigest:
             raise LedgerError(f"{path.name} {error}") from None
 
 
-def _require_plain(name: str, file: BinaryIO) -> None:
+def _require_plain(name: str, file: BinaryIO, size: int) -> None:
     """Requires an archive of few uncompressed records, of which only a small one is unpickled."""
     try:
+        check_directory(file, size, most=_DIRECTORY_BYTES)
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise LedgerError(f"{name} is not an archive of tensors: {error}") from None
-    if len(entries) > _ENTRIES or len({entry.filename for entry in entries}) != len(entries):
-        raise LedgerError(f"{name} holds {len(entries)} records, or one twice")
+    if len({entry.filename for entry in entries}) != len(entries):
+        raise LedgerError(f"{name} holds a record twice")
     for entry in entries:
         stored = entry.compress_type == zipfile.ZIP_STORED
         if not stored or entry.file_size != entry.compress_size:

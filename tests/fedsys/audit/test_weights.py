@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fedsys.audit import audit_run
+from fedsys.audit.weights import weights_digest
 from fedsys.config import load
+from fedsys.errors import LedgerError
 from fedsys.release.formats import as_safetensors
 from fedsys.release.model import ReleasedModel
 from fedsys.tasks import DataSource, Examples, FederatedData, Origin, init_model, seeded
@@ -116,3 +119,15 @@ def test_another_backbone_is_noticed(
     holds, words = weights_claim(run)
     assert holds is False
     assert word in words
+
+
+def test_a_directory_of_many_records_is_not_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(40_000):
+            archive.writestr(f"{number:080}", b"")
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    with pytest.raises(LedgerError, match="a directory of"):
+        weights_digest(path, 1)
