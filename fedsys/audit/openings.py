@@ -30,6 +30,7 @@ from fedsys.privacy.ledger import openings
 from fedsys.privacy.ledger.openings import Opening
 from fedsys.privacy.ledger.private import OPENING
 from fedsys.privacy.ledger.reader import RoundRecord
+from fedsys.privacy.noise import MAX_SIGMA, noise_sampler
 from fedsys.privacy.sampling.drawing import CohortSampler
 from fedsys.records import Claim
 
@@ -191,11 +192,16 @@ def _job_of(view: LedgerView) -> bytes:
 
 
 def _examined(view: LedgerView, plan: PrivacyPlan) -> frozenset[int]:
-    """Committed rounds whose noise is drawn again: as many as `_MOST_DRAWS` allows, in an order
-    that follows from the ledger's head. Correlated noise needs all of them or none."""
-    each = max(plan.cap - plan.min_survivors, 1) * (plan.dimension + 1)
+    """Committed rounds whose noise is drawn again: as many as `_MOST_DRAWS` allows, and none where
+    one takes more, in an order that follows from the ledger's head. Correlated noise needs all of
+    them or none."""
+    event = plan.event()
+    sigma, terms = math.sqrt(event.share_variance), max(plan.cap - plan.min_survivors, 1)
+    each = terms * event.length
+    if 0 < sigma <= MAX_SIGMA:
+        each = noise_sampler(sigma).draws(terms, event.length)
     rounds = [record.round for record in view.rounds if record.outcome == "commit"]
-    most = max(_MOST_DRAWS // each, 1)
+    most = _MOST_DRAWS // each
     if len(rounds) <= most:
         return frozenset(rounds)
     if plan.mechanism == "banded-mf":

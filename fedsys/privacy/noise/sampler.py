@@ -195,7 +195,7 @@ class RoundedGaussian(_TableSampler):
         """Adds to `total` (n,), in place, noise for the sum of `count` draws: the draws themselves
         or, where they are many, fewer draws with the same variance and as many roundings, which
         hide as much (`fedsys.privacy.noise.lumps`)."""
-        if not LEAST_SIGMA <= self.sigma <= MAX_SIGMA / 8 or count * total.size < _MANY:
+        if not self._in_lumps(count, total.size):
             self.add_sum(total, [stream] * count)
             return
         large = Counter(powers(count))
@@ -203,6 +203,16 @@ class RoundedGaussian(_TableSampler):
             noise_sampler(deviation_of(terms, self.sigma)).add_sum(total, [stream] * times)
         for terms, times in Counter(powers(count - large.total())).items():
             _small_sum(terms).add_sum(total, [stream] * times)
+
+    def draws(self, count: int, size: int) -> int:
+        """How many numbers `add_many` draws for this many terms in a vector of this size."""
+        if self._in_lumps(count, size):
+            large = len(powers(count))
+            count = large + len(powers(count - large))
+        return count * size
+
+    def _in_lumps(self, count: int, size: int) -> bool:
+        return LEAST_SIGMA <= self.sigma <= MAX_SIGMA / 8 and count * size >= _MANY
 
     def _rows(
         self, streams: Sequence[AesCtrStream], columns: slice

@@ -259,7 +259,13 @@ def test_one_sum_that_is_released_twice_is_named(played: Path, signer: Signer) -
 def test_noise_that_takes_too_long_is_not_drawn_again(
     played: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openings, "_MOST_DRAWS", 1)
+    plan = plan_of(read_ledger(played / "ledger.jsonl").header)
+    each = (plan.cap - plan.min_survivors) * plan.dimension
+    monkeypatch.setattr(openings, "_MOST_DRAWS", each)
     found = claims(played)[NOISE]
     assert found.holds is True
     assert "in 1 of 3 releases; 2 would take too long" in found.rederived
+    monkeypatch.setattr(openings, "_MOST_DRAWS", each - 1)
+    found = claims(played)[NOISE]
+    assert found.holds is None
+    assert "in 0 of 3 releases; 3 would take too long" in found.rederived

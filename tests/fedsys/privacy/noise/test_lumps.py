@@ -138,6 +138,8 @@ def test_fewer_draws_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AesCtrStream, "fill", counted)
     noise_sampler(1000.0).add_many(np.zeros(1 << 17, dtype=np.int64), 48, _stream(1))
     assert sum(drawn) == (2 * 2 + 4) << 17  # 32 + 16, each on two grids; 46 = 32 + 8 + 4 + 2
+    assert noise_sampler(1000.0).draws(48, 1 << 17) == (2 + 4) << 17
+    assert noise_sampler(1000.0).draws(48, 100) == 4800  # one by one: they are few
 
 
 def test_unequal_terms_are_as_close_as_the_proof_says() -> None:
