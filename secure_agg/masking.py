@@ -275,9 +275,10 @@ class Accumulator:
         Both tests come before the result is used: the secrets' sum must be as small as that of
         honest secrets (checked before anything is multiplied by it), and what remains below the
         values must be the noise of honest ciphertexts. Honest dealers fail the first with chance
-        below 2^-80, and the second below 2^-40 (2^-64 a coefficient; see
-        `SecAggParams.noise_limit`; the root mean square of 2,048 or more coefficients exceeds 1.25
-        of its expectation with chance below 2^-128).
+        below 2^-80, and the second with chance 2^-64 for each of `SecAggParams.coefficients` (see
+        `SecAggParams.noise_limit`): below 2^-40 for up to 2^24 of them, and below 2^-33 for 2^31,
+        the most. The root mean square of 2,048 or more coefficients exceeds 1.25 of its
+        expectation with chance below 2^-128.
 
         Args:
             public: The round's public ring elements.

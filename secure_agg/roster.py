@@ -74,7 +74,7 @@ class Roster(Mapping[int, bytes]):
         members: Ed25519 public key of each id; ids from 0 to 2^32 - 1.
         corrupt: At most so many members collude with the server, if such a bound is assumed.
             A server that chooses the cohort could invite them all, so that a participant then
-            refuses parameters that tolerate fewer than ``min(corrupt, n - 1)``. Without it, the
+            refuses parameters that tolerate fewer than ``min(corrupt, n - 2)``. Without it, the
             assumption is on each cohort as it is drawn: at most ``params.colluders`` of it.
 
     Raises:
