@@ -80,6 +80,9 @@ def cohort_key(mix: bytes) -> bytes:
 def sketch(vector: NDArray[Any], key: bytes, bits: int) -> str:
     """Two random linear forms of a vector mod 2^b, as hex: linear, so sketches can be subtracted.
 
+    Vectors that differ by 2^v y mod 2^b, with y odd somewhere, have one sketch under 4^-(b-v) of
+    all coefficients: a form of y takes every value mod 2^(b-v) equally often.
+
     Args:
         vector: (n,) integers.
         key: 32 bytes, from which the coefficients are drawn.

@@ -26,3 +26,15 @@ def test_sketches_are_linear_and_do_not_depend_on_each_other(bits: int, length: 
     changed = topped.copy()
     changed[-1] ^= changed.dtype.type(1)
     assert sketch(changed, KEY, bits) != together[1]
+
+
+@pytest.mark.parametrize("bits", [8, 20, 40])
+@pytest.mark.parametrize("below", [1, 2])
+def test_multiples_of_a_high_power_have_one_sketch_as_often_as_said(bits: int, below: int) -> None:
+    """4^-(b-v) of all keys, within five standard errors: a false alarm has chance 1e-6."""
+    zero = np.zeros(3, dtype=np.uint64)
+    other = np.array([1, 0, 3], dtype=np.uint64) << np.uint64(bits - below)
+    keys = (number.to_bytes(32, "big") for number in range(2000))
+    same = sum(len(set(sketches([zero, other], key, bits))) == 1 for key in keys)
+    chance = 4.0**-below
+    assert abs(same - 2000 * chance) < 5 * (2000 * chance * (1 - chance)) ** 0.5
