@@ -154,11 +154,14 @@ class _Device:
 
     def _finish_for(self, work: RoundWork) -> IntegerSum | FloatSum | None:
         """The sum in the graph; None where clients train on another path, or contribute anything
-        but clipped, wide-encoded updates."""
+        but clipped, wide-encoded updates. What else a round may bring (``shared``, ``states``) is
+        for procedures, which do not train by graphs."""
         event = event_from_json(work.mechanism)
         if not self._recorded:
             return None
         if event.sampling.participation < 1 or work.clipping is not None or work.weight_cap:
+            return None
+        if work.factor != 1:
             return None
         if not mechanism_for(event).sums_integers:
             return None

@@ -69,6 +69,33 @@ def test_devices_give_the_bits_of_one_process(
             assert 0 < seen.clipped <= seen.trained == 90
 
 
+@pytest.mark.parametrize("protocol", ["ideal", "float"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"factor": 0.5},
+        {"factor": 3.0},
+        {"exhausted": frozenset({0, 7, 31})},
+        {"shares": False},
+        {"rounds": 9, "number": 4},
+    ],
+    ids=str,
+)
+def test_what_a_round_brings_counts_as_in_one_process(
+    graphed: Callable[..., Setting], changes: dict[str, Any], protocol: str
+) -> None:
+    setting = graphed("privacy.clip=5", f"aggregation.protocol={protocol}")
+    length = setting.plan.build_mechanism().length
+    chunks, work = setting.population.chunks(range(60), 15), work_of(setting, **changes)
+    with setting.engine, over(setting, 2) as engine:
+        expected, seen = setting.engine.total(work, chunks, length)
+        found, counted = engine.total(work, chunks, length)
+    # Floating-point sums of chunks of other shapes differ in their last bits.
+    apart = np.linalg.norm((found - expected).astype(float))
+    assert apart <= (1e-6 if protocol == "float" else 0) * np.linalg.norm(expected.astype(float))
+    assert counted == seen
+
+
 @pytest.mark.parametrize(
     "settings",
     [
