@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsys.tasks import Examples, Task
+from fedsys.tasks.examples import transformed
 
 __all__ = ["evaluate"]
 
@@ -24,7 +25,8 @@ def evaluate(
     """The means over all examples of ``loss`` and of each of the task's metrics, and what each of
     `whole` gives for the outputs and targets of all examples together.
 
-    The model is in evaluation mode during the call; sums are accumulated in float64.
+    The model is in evaluation mode during the call; sums are accumulated in float64. The task's
+    code gets copies of the rows: what it writes into them does not reach `examples`.
     """
     was_training = model.training
     model.eval()
@@ -33,7 +35,7 @@ def evaluate(
     try:
         with torch.inference_mode():
             for start in range(0, len(examples), batch):
-                some = examples[start : start + batch]
+                some = examples[start : start + batch].map(Tensor.clone)
                 outputs = model(some.x)
                 if whole:
                     kept.append(outputs.cpu())
@@ -44,6 +46,7 @@ def evaluate(
         model.train(was_training)
     found = {name: total / len(examples) for name, total in totals.items()}
     if whole:
-        outputs, targets = torch.cat(kept), examples.to(torch.device("cpu")).y
+        outputs = torch.cat(kept)
+        targets = transformed(examples.y, lambda part: part.to("cpu", copy=True))
         found |= {name: figure(outputs, targets) for name, figure in whole.items()}
     return found

@@ -42,7 +42,7 @@ def check_contract(task: Task, data: FederatedData, seed: int) -> None:
     _check_parameters(task, model)
     train, test = conformed(model, data.train), conformed(model, data.test)
     for rows in (1, min(_ROWS, len(test))):
-        _check_outputs(task, model, test[:rows])
+        _check_outputs(task, model, test[:rows].map(Tensor.clone))
     for called, examples in (("training", train), ("test", test)):
         _check_each_row(task, model, examples, called)
     _check_trains(task, model, train)
@@ -100,17 +100,19 @@ def _check_outputs(task: Task, model: nn.Module, examples: Examples) -> None:
 
 
 def _check_each_row(task: Task, model: nn.Module, examples: Examples, called: str) -> None:
-    """Loss and metrics of row i are floating, finite, and come from row i alone; and the loss
-    takes every label."""
+    """Loss and metrics of row i are floating, finite, and come from row i alone; the loss takes
+    every label; and nothing writes into the examples."""
     some = _spread(examples, _MOST_ROWS)
     some = some[some.finite()]
     if not len(some):
         return
+    before = some.map(Tensor.clone)
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             outputs = _called(task, "model", lambda: model(some.x), some)
+            _check_unchanged(task, "model", before, some)
             if isinstance(outputs, Tensor) and outputs.ndim > 1 and isinstance(some.y, Tensor):
                 _check_labels(task, outputs[:1], examples.y, called)
 
@@ -119,12 +121,23 @@ def _check_each_row(task: Task, model: nn.Module, examples: Examples, called: st
                 found = _called(task, "metrics", lambda: task.metrics(outputs, targets), some)
                 return {"loss": loss} | {f"metric {name!r}": it for name, it in found.items()}
 
-            for what, values in each(outputs, some.y).items():
+            found = each(outputs, some.y)
+            _check_unchanged(task, "loss, or one of the metrics,", before, some)
+            for what, values in found.items():
                 _check_each(task, what, values, len(some))
                 check_values(task.name, what, values)
             check_rows(task.name, each, outputs, some.y)
     finally:
         model.train(was_training)
+
+
+def _check_unchanged(task: Task, what: str, before: Examples, after: Examples) -> None:
+    """An example has to be the same the next time."""
+    if not all(map(torch.equal, before.parts, after.parts)):
+        raise ConfigError(
+            f"task {task.name}: {what} writes into the examples that it is given, which are needed "
+            f"again as they are: leave out inplace=True on the first layer, x -= ... and the like"
+        )
 
 
 def _check_labels(task: Task, output: Tensor, labels: Tensor, called: str) -> None:
@@ -137,7 +150,7 @@ def _check_labels(task: Task, output: Tensor, labels: Tensor, called: str) -> No
     for label in strange[:_MOST_LABELS].tolist():
         row = int(torch.nonzero(labels == label)[0, 0])
         try:
-            task.loss(output, labels[row : row + 1])
+            task.loss(output, labels[row : row + 1].clone())
         except Exception as error:  # whatever a user's code raises
             raise DataError(
                 f"task {task.name}: {called} example {row} has the label {label}, which loss does "

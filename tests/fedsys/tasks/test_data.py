@@ -95,6 +95,16 @@ class Broadcast(Task):
         return (outputs[:, :1] - targets).square()
 
 
+class WritesInputs(Task):
+    def init_model(self, seed: int) -> nn.Module:
+        return nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2))
+
+
+class WritesTargets(Task):
+    def loss(self, outputs: Any, targets: Any) -> Any:
+        return super().loss(outputs, targets.sub_(1).abs_())
+
+
 class Narrow(Task):
     def init_model(self, seed: int) -> nn.Module:
         return nn.Linear(5, 2)
@@ -118,13 +128,18 @@ def test_a_task_that_keeps_to_it(task: Task) -> None:
         (MeanMetric(), r"metric 'accuracy' of 1 examples has shape \(\)"),
         (OneMetric(), "metrics returned Tensor; it has to return a dict"),
         (Broadcast(), r"loss of 1 examples has shape \(1, 1\)"),
+        (WritesInputs(), "model writes into the examples that it is given, .* inplace=True"),
+        (WritesTargets(), "loss, or one of the metrics, writes into the examples"),
         (Narrow(), r"model failed on inputs float32 \(1, 4\) and targets int64 \(1,\): RuntimeEr"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Task) else "",
 )
 def test_what_people_hand_over_at_first(task: Task, message: str) -> None:
+    data = held()
     with pytest.raises(ConfigError, match=f"task mine: {message}"):
-        check_contract(task, held(), 0)
+        check_contract(task, data, 0)
+    for part, untouched in zip(data.test.parts, held().test.parts, strict=True):
+        assert torch.equal(part, untouched)
 
 
 def test_arrays_and_short_integers_are_taken() -> None:
