@@ -313,7 +313,8 @@ class Trainer:
         chunks = self._chunks(weights, examples, client_rows, seeds, names, clip=clip)
         for path, which, clients in chunks:
             part, own = self._runner.clipped_sum(path, start, pool, clients, clip)
-            total = part.double() if total is None else total.add_(part)
+            # A copy: `part` may be float64 already, and an inference tensor.
+            total = part.to(torch.float64, copy=True) if total is None else total.add_(part)
             norms[which] = own.cpu().numpy()
         added = np.zeros(self.dimension) if total is None else total.cpu().numpy()
         return ClippedSum(total=added, norms=norms)

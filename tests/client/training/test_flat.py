@@ -114,6 +114,19 @@ def test_a_float64_model_trains_in_float64_from_what_travels(path: str) -> None:
     assert trainer.state_dict(weights)["weight"].dtype == torch.float64
 
 
+@pytest.mark.parametrize("path", ["dual", "batched", "loop"])
+def test_chunks_of_a_float64_model_add_up(path: str) -> None:
+    task = Own(lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), torch.float64)
+    found, whole = (
+        Trainer(task, LOCAL, path=path, chunk=chunk).clipped_sum(
+            Trainer(task, LOCAL).initial_weights(), examples(), ROWS, SEEDS, clip=0.1
+        )
+        for chunk in (1, 4)
+    )
+    np.testing.assert_allclose(found.total, whole.total, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.norms, whole.norms, rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("path", ["batched", "loop"])
 def test_parameters_of_16_bits_train_as_float32_masters(path: str, dtype: torch.dtype) -> None:
