@@ -73,8 +73,10 @@ def pld(steps: Counter[Step], delta: float) -> float:
     for step, count in steps.items():
         merged[step.multiplier, step.rate] += count * step.count
     rows = tuple((z, r, k) for (z, r), k in sorted(merged.items()))
-    if any(r < 1 and k > 2**20 for _, r, k in rows):
+    rounding = 2.0**-49 * sum(k for _, r, k in rows if r < 1)
+    if any(r < 1 and k > 2**20 for _, r, k in rows) or rounding > delta / 2:
         return math.inf
+    delta -= rounding
     width = min(
         min(r * math.sqrt(math.expm1(min(z**-2, 50.0))) for z, r, _ in rows) / 8,
         max(0.05, math.fsum(k / z**2 for z, _, k in rows) / 2**17),

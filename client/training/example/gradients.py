@@ -69,7 +69,9 @@ def norms_of(rows: Tensor) -> Tensor:
     section 3.1). The blocks are added in float64. To convert all rows takes far longer.
     """
     cut = rows.shape[1] - rows.shape[1] % _BLOCK
-    blocks = torch.linalg.vector_norm(rows[:, :cut].reshape(len(rows), -1, _BLOCK), dim=2)
+    blocks = torch.linalg.vector_norm(
+        rows[:, :cut].reshape(len(rows), cut // _BLOCK, _BLOCK), dim=2
+    )
     rest = torch.linalg.vector_norm(rows[:, cut:], dim=1, keepdim=True)
     norms: Tensor = torch.linalg.vector_norm(torch.cat([blocks, rest], dim=1).double(), dim=1)
     return norms

@@ -60,6 +60,7 @@ def test_norms_are_those_of_float64(width: int, size: float) -> None:
     rows[1] *= torch.randn(width, generator=torch.Generator().manual_seed(width))
     exact = rows.double().norm(dim=1)
     torch.testing.assert_close(norms_of(rows), exact, rtol=4e-6, atol=0)
+    assert norms_of(rows[:0]).shape == (0,)
     assert norms_of(torch.tensor([[1.0, np.nan], [np.inf, 1.0]])).isfinite().logical_not().all()
 
 
