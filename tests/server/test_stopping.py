@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -14,16 +15,20 @@ from client.enrollment import join
 from client.grpc_host import Backoff, ConnectionHost
 from client.policy import Policy
 from client.session import Session
+from fedsys.privacy import read_ledger
 from fedsys.wire import fleet_pb2
 from server import grpc_host
 from server.deployed.disk_work import to_its_end
+from server.deployed.epoch import Buffer, DeployedEpoch
 from server.deployed.fleet import Arrived, Fleet, Link
 from server.deployed.job_model import ModelSource
 from server.deployed.queue import Deployment
 from server.grpc_service import run_coordinator
 from server.home.folder import Home
 from server.home.state import State
+from server.rounds import SecureSum
 from simulations.testbed.crowd import Still
+from tests.server.deployed.test_buffer import Buffers
 
 TURNS = range(6)
 """Turns of the event loop between an event and the cancellation: each is another interleaving."""
@@ -200,3 +205,51 @@ def test_a_session_that_is_still_ending_ends_before_its_loop_does(
     devices[0].join(60)
     assert ended == ["by itself"]
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("when", ["its sum is opened", "the next one is filled"])
+def test_a_shutdown_refunds_no_buffer_whose_sum_was_opened(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is handled after the thread that opened the sum has returned, whose epoch is then ready
+    for the next one."""
+    found = Buffers(tmp_path, 4)
+    job = found.buffered(rounds=5, most=5)
+    loops: list[asyncio.AbstractEventLoop] = []
+    opened: list[int] = []
+    close_stage, fill = SecureSum.close_stage, DeployedEpoch.fill
+
+    def shut_down() -> None:
+        loops[0].call_soon_threadsafe(found.deployment._running[job].task.cancel)
+
+    def closing(self: SecureSum[Any]) -> Mapping[int, bytes]:
+        messages = close_stage(self)
+        if not messages and not opened:
+            opened.append(1)
+            if when == "its sum is opened":
+                shut_down()
+        return messages
+
+    async def filling(self: DeployedEpoch, buffer: Buffer) -> None:
+        if buffer.number == 2:
+            shut_down()
+        await fill(self, buffer)
+
+    def over() -> bool:
+        loops.append(asyncio.get_running_loop())
+        work = found.deployment._running.get(job)
+        return bool(opened) and (work is None or work.task.done())
+
+    monkeypatch.setattr(SecureSum, "close_stage", closing)
+    monkeypatch.setattr(DeployedEpoch, "fill", filling)
+    found.run_until(over)
+    rounds = read_ledger(found.home.jobs / job / "ledger.jsonl", allow_torn=True).rounds
+    if when == "its sum is opened":
+        assert [each.outcome for each in rounds] == ["abort"]
+        assert rounds[0].body["before_unmask"] is False
+        assert len(found.lines(job)[1]["survivors"]) == 4 - 1, "whose sum this coordinator has"
+    else:
+        assert [each.outcome for each in rounds] == ["commit", "abort"]
+        assert rounds[1].body["before_unmask"] is True
+        assert found.lines(job)[2]["survivors"] == []
+    found.state.close()

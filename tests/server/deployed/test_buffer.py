@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,9 @@ from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.terms import Terms
 from secure_agg import prekey_suite
 from secure_agg.messages import HEADER_SIZE, Kind, Opening, kind_of
-from server.deployed.epoch import Buffer, DeployedEpoch
 from server.deployed.fleet import Fleet, Link, Said
 from server.deployed.queue import submit
 from server.home.state import JobRow
-from server.rounds import SecureSum
 from simulations.testbed.crowd import Still
 from tests.server.deployed.test_job_run import Party, broken
 
@@ -414,53 +412,6 @@ def test_a_coordinator_started_anew_goes_on_with_the_next_buffer(
     ]
     assert {number for number, each in enumerate(outcomes, 1) if each == "commit"} == set(counted)
     assert audit_run(found.home.jobs / job).passed
-
-
-@pytest.mark.parametrize("when", ["its sum is opened", "the next one is filled"])
-def test_a_shutdown_refunds_no_buffer_whose_sum_was_opened(
-    party: Callable[[int], Buffers], monkeypatch: pytest.MonkeyPatch, when: str
-) -> None:
-    """It is handled after the thread that opened the sum has returned, whose epoch is then ready
-    for the next one."""
-    found = party(4)
-    job = found.buffered(rounds=5, most=5)
-    loops: list[asyncio.AbstractEventLoop] = []
-    opened: list[int] = []
-    close_stage, fill = SecureSum.close_stage, DeployedEpoch.fill
-
-    def shut_down() -> None:
-        loops[0].call_soon_threadsafe(found.deployment._running[job].task.cancel)
-
-    def closing(self: SecureSum[Any]) -> Mapping[int, bytes]:
-        messages = close_stage(self)
-        if not messages and not opened:
-            opened.append(1)
-            if when == "its sum is opened":
-                shut_down()
-        return messages
-
-    async def filling(self: DeployedEpoch, buffer: Buffer) -> None:
-        if buffer.number == 2:
-            shut_down()
-        await fill(self, buffer)
-
-    def over() -> bool:
-        loops.append(asyncio.get_running_loop())
-        work = found.deployment._running.get(job)
-        return bool(opened) and (work is None or work.task.done())
-
-    monkeypatch.setattr(SecureSum, "close_stage", closing)
-    monkeypatch.setattr(DeployedEpoch, "fill", filling)
-    found.run_until(over)
-    rounds = read_ledger(found.home.jobs / job / "ledger.jsonl", allow_torn=True).rounds
-    if when == "its sum is opened":
-        assert [each.outcome for each in rounds] == ["abort"]
-        assert rounds[0].body["before_unmask"] is False
-        assert len(found.lines(job)[1]["survivors"]) == 4 - 1, "whose sum this coordinator has"
-    else:
-        assert [each.outcome for each in rounds] == ["commit", "abort"]
-        assert rounds[1].body["before_unmask"] is True
-        assert found.lines(job)[2]["survivors"] == []
 
 
 def test_three_buffers_cost_what_they_cost_in_a_simulation(
