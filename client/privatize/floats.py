@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["clip_factors", "clipped_sum_of"]
+__all__ = ["SMALLER", "clip_factors", "clipped_sum_of"]
+
+SMALLER = 2.0**-64
+"""What rows are multiplied by whose squares overflow; their factors would be too small for float32.
+"""
 
 
 def clip_factors(norms: Tensor, clip: float) -> tuple[Tensor, Tensor]:
@@ -26,10 +30,11 @@ def clipped_sum_of(updates: Tensor, clip: float) -> tuple[Tensor, Tensor]:
     large = ~torch.isfinite(norms)
     factors, norms = clip_factors(norms, clip)
     if bool(large.any()):
-        rows = updates[large].to(torch.float64)  # whose range holds the squares
-        found, exact = clip_factors(torch.linalg.vector_norm(rows, dim=1), clip)
-        clipped = torch.where(torch.isnan(exact)[:, None], 0.0, rows * found[:, None])
-        updates[large] = clipped.to(updates.dtype)
-        factors[large] = 1
+        rows = updates[large]
+        found, exact = clip_factors(
+            torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64), clip
+        )
+        updates[large] = torch.where(torch.isnan(exact)[:, None], 0.0, rows * SMALLER)
+        factors[large] = (found / SMALLER).to(factors.dtype)
         norms[large] = exact.clamp(max=torch.finfo(norms.dtype).max).to(norms.dtype)
     return factors @ updates, norms

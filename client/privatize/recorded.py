@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from client.privatize.floats import SMALLER, clip_factors
 from client.privatize.integers import add_clipped_integers
 from fedsys.privacy.encoding.clipping import squared_norm_limit, wide_scale
 from fedsys.privacy.encoding.float_sums import FixedPoint
@@ -126,19 +127,22 @@ class _IntegerSum(RecordedSum):
 class _FloatSum(RecordedSum):
     def __call__(self) -> None:
         rows = self._updates
-        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)  # its squares are finite
-        finite = torch.isfinite(norms)
+        norms = torch.linalg.vector_norm(rows, dim=1)
+        factors, _ = clip_factors(norms, self._clip)
+        wide = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+        found, exact = clip_factors(wide, self._clip)
+        finite = torch.isfinite(exact)
         counted = finite & self._present
-        factors = torch.where(norms > self._clip, self._clip / norms, 1.0)
-        # Rows of large norms are scaled down first: their factors would be too small for float32.
-        scales = torch.where(norms > 2.0**60, 2.0**-64, 1.0)
-        factors = torch.where(counted, factors / scales, 0.0).to(rows.dtype)
-        rows.mul_(scales[:, None])
+        # As in `clipped_sum_of`, but for all rows, because a recording has no branches.
+        large = finite & ~torch.isfinite(norms)
+        factors = torch.where(large, (found / SMALLER).to(factors.dtype), factors)
+        factors = torch.where(counted, factors, 0.0)
+        rows.mul_(torch.ones_like(norms).masked_fill_(large, SMALLER)[:, None])
         # Not a product with zero, which would keep NaN and infinity.
         rows.masked_fill_(~counted[:, None], 0.0)
         units = (factors @ rows).to(torch.float64).mul_(FixedPoint(self._scale).units)
         self.total.copy_(units.round_())
-        self.clipped.copy_((norms > self._clip) & counted)
+        self.clipped.copy_((torch.where(large, exact, norms) > self._clip) & counted)
         self.unusable.copy_(~finite & self._present)
 
     def settle(self) -> None:

@@ -128,5 +128,7 @@ def test_a_finite_update_counts_however_large_it_is(clip: float) -> None:
     assert found.unusable.tolist() == [False] * 4 + [True] * 2
     summed, norms = clipped_sum_of(rows.clone(), clip)
     np.testing.assert_allclose(summed.numpy(), expected, rtol=1e-5)
+    rounded = (summed.to(torch.float64) * units).round()
+    assert torch.equal(found.total, rounded.to(torch.int64)), "to the bit"
     assert (norms > clip).tolist() == found.clipped.tolist()
     assert (~torch.isfinite(norms)).tolist() == found.unusable.tolist()
