@@ -100,7 +100,7 @@ class _IntegerSum(RecordedSum):
         norms = torch.where(finite, squares, 0.0).sqrt_()
         # To 24 bits, as `round_norms` does: times a power of two that brings every norm of float32
         # rows into the range of normal float32 numbers.
-        scales = torch.where(norms < 1, 2.0**64, 2.0**-64)
+        scales = torch.full_like(norms, 2.0**-64).masked_fill_(norms < 1, 2.0**64)
         norms = (norms * scales).to(torch.float32).to(torch.float64) / scales
         counted = finite & self._present
         factors = self._scale * (self._clip / norms.clamp_min(self._clip))
