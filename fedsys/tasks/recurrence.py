@@ -87,7 +87,22 @@ class _Gru(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weight, states, gates, recurrent = ctx.saved_tensors
+        found: tuple[Tensor, Tensor, Tensor] = _GruGradient.apply(  # type: ignore[no-untyped-call]
+            grads[0], *ctx.saved_tensors
+        )
+        return found
+
+
+class _GruGradient(torch.autograd.Function):
+    """The gradient, an operation of its own to refuse its own derivative: ``once_differentiable``
+    is without effect under ``torch.func``."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        grad: Tensor, weight: Tensor, states: Tensor, gates: Tensor, recurrent: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         reset, update, new = gates.chunk(3, dim=-1)
         before = torch.cat([torch.zeros_like(states[:1]), states[:-1]])
         # Let g = dL/dh_t, including what comes back from later steps. By the chain rule through
@@ -104,7 +119,7 @@ class _Gru(torch.autograd.Function):
         carried = torch.zeros_like(states[0])
         total = []
         for upper, keep, factor in zip(
-            reversed(grads[0].unbind(0)),
+            reversed(grad.unbind(0)),
             reversed(update.unbind(0)),
             reversed(factors.unbind(0)),
             strict=True,
@@ -118,6 +133,14 @@ class _Gru(torch.autograd.Function):
         driven = torch.cat([fed_back[..., : -new.shape[-1]], of_state * of_new], dim=-1)
         of_weight = fed_back.flatten(0, 1).T @ before.flatten(0, 1)
         return driven, of_weight, fed_back.sum((0, 1))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        raise RuntimeError("gru is differentiable once; it has no second derivative")
 
 
 def lstm(

@@ -42,6 +42,28 @@ def test_attention_and_its_gradient_are_the_formulas() -> None:
     )
 
 
+def test_rows_that_are_not_contiguous_are_read_as_they_are() -> None:
+    """The public function falls back for them; the kernel beneath it does not look."""
+    strided = [each.transpose(1, 3).contiguous().transpose(1, 3) for each in some(2, 3, 7, 4)]
+    mine, theirs = ([each.clone().requires_grad_() for each in strided] for _ in range(2))
+    assert mine[0].stride(-1) != 1
+    found, expected = causal_attention(*mine), plain(*theirs)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, mine, strided[0]),
+        torch.autograd.grad(expected, theirs, strided[0]),
+    )
+
+
+def test_a_second_derivative_is_refused() -> None:
+    inputs = [each.requires_grad_() for each in some(2, 3, 7, 4)]
+    first = torch.autograd.grad(total(*inputs), inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match="causal_attention is differentiable once"):
+        first[0].sum().backward()  # type: ignore[no-untyped-call]
+    with pytest.raises(RuntimeError, match="causal_attention is differentiable once"):
+        grad(lambda query: grad(total)(query, *some(2, 3, 7, 4)[1:]).sum())(some(2, 3, 7, 4)[0])
+
+
 @pytest.mark.parametrize("dims", [(0, 0, 0), (0, None, 1)])
 def test_many_clients_are_one_call(dims: tuple[int | None, ...]) -> None:
     """Without the loop over clients that vmap warns of."""

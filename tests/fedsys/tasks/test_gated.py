@@ -86,6 +86,14 @@ def test_data_need_no_gradient_and_a_second_derivative_is_refused() -> None:
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first[0].sum().backward()  # type: ignore[no-untyped-call]
 
+    def steepness(weight: Tensor) -> Tensor:
+        given = (*arguments[:3], weight, arguments[4])
+        first: Tensor = grad(lambda *them: (gru(*them) ** 2).sum(), argnums=3)(*given)
+        return (first**2).sum()
+
+    with pytest.raises(RuntimeError, match="gru is differentiable once"):
+        grad(steepness)(arguments[3].detach())
+
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own
 def test_what_is_recorded_writes_nothing_in_place() -> None:
