@@ -73,6 +73,7 @@ class DualLinear:
         self._grams: Tensor | None = None
         self._scaled: Tensor | None = None
         self._known = False
+        self._kept = 0
         self._room = Room()
 
     def start(
@@ -107,6 +108,7 @@ class DualLinear:
         self._gradients = self._room.take("gradients", (*rows, self.outputs), weight)
         self._grams = None if data is None else data.grams
         self._known = self._grams is not None
+        self._kept = 0
         if self._grams is not None:
             if bias is not None:
                 self._grams += 1.0  # X X^T + 1 1^T, the Gram matrix of [X 1]
@@ -120,6 +122,7 @@ class DualLinear:
     def output(self, x: Tensor | None) -> Tensor:
         """(A, B, out) X W_t^T + b_t for `x` (A B, in), or for the known data if `x` is None."""
         progress, fed = self._progress, self._base is not None
+        self._fill(progress.past)
         own = progress.current(self._history)
         if x is not None:
             own.copy_(x.view(own.shape))
@@ -155,6 +158,7 @@ class DualLinear:
         kept = progress.current(self._gradients)
         own = dy.view(kept.shape)
         kept.copy_(own)
+        self._kept = progress.past + progress.batch
         if not wanted:
             return None
         dx = (dy @ self._weight).view(*own.shape[:2], -1)
@@ -227,8 +231,18 @@ class DualLinear:
     def _updates_by_row(self) -> Tensor:
         """(K, total, out) c_{T,s} G_s in the order of visits, once training is over."""
         if self._scaled is None:
+            self._fill(self._progress.total)
             self._scaled = self._gradients * self._progress.final().unsqueeze(-1)
         return self._scaled
+
+    def _fill(self, until: int) -> None:
+        """Let rows before `until` add zero that a step left unwritten, because autograd did not
+        reach the layer in it."""
+        if self._kept < until:
+            self._gradients[:, self._kept : until] = 0
+            if self._base is None:
+                self._history[:, self._kept : until] = 0
+            self._kept = until
 
     def _like_history(self, scaled: Tensor) -> Tensor:
         """(K, total, out) `scaled`, brought from the order of visits to that of the history."""
