@@ -20,7 +20,13 @@ from fedsys.audit.page import PageMaker
 from fedsys.audit.rederive import audit_run
 from fedsys.audit.wording import claim, epsilon_text, plain, value_text
 from fedsys.bounded_toml import MAX_BYTES, parse_toml
-from fedsys.errors import AuditInputError, BudgetExceeded, ConfigError, LedgerError
+from fedsys.errors import (
+    AuditInputError,
+    BudgetExceeded,
+    ConfigError,
+    LedgerError,
+    MechanismError,
+)
 from fedsys.privacy import LedgerView, PrivacyPlan, View, plan_of, read_ledger, replay
 from fedsys.privacy.accounting.adding import (
     Part,
@@ -41,6 +47,15 @@ _MOST_TOTALS = 32
 """Runs whose statement of the runs before them is derived again: the last ones."""
 _RELATIVE = 1e-6
 _VIEW: View = "outsider"
+_NOT_DERIVED = (
+    AuditInputError,
+    LedgerError,
+    MechanismError,
+    ValueError,
+    ArithmeticError,
+    MemoryError,
+)
+"""How a run that cannot be accounted for is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,22 +220,8 @@ def audit_population(
         result = compose(runs, key=key, page=page)
     else:
         result = audit_run(runs[0], key=key, page=page)
-    total = result.curve[-1].spent.outsider if result.curve else math.inf
-    within = total <= budget.epsilon * (1 + 1e-6) and (result.delta or 1) <= budget.delta * (
-        1 + 1e-9
-    )
-    claims = (
-        *result.claims,
-        _links(runs),
-        claim(
-            "Population's budget",
-            within,
-            claimed=f"epsilon {epsilon_text(budget.epsilon)} at delta = {budget.delta:g}",
-            rederived=f"epsilon {epsilon_text(total)} for the outsider of {len(runs)} runs",
-            by="all rounds of all runs together, whatever they asked for",
-            rests_on="no further run on this population: the coordinator's word",
-        ),
-    )
+    found = sorted((_Linked.read(run) for run in runs), key=lambda each: each.count)
+    claims = (*result.claims, _links(found), _budget_claim(budget, found))
     return AuditResult(
         run=plain(folder.resolve().name or folder, 100),
         claims=claims,
@@ -269,9 +270,36 @@ class _Linked:
         )
 
 
-def _links(runs: Sequence[Path]) -> Claim:
-    """Each run's header states the runs before it: how many, their heads then, and their cost."""
-    found = sorted((_Linked.read(run) for run in runs), key=lambda each: each.count)
+def _budget_claim(budget: Budget, found: Sequence[_Linked]) -> Claim:
+    """All runs together against the budget: a run that is not over may still do what its plan
+    allows, and one that stopped early counts with that as well."""
+    total, delta = math.inf, 1.0
+    try:
+        plan = plan_of(found[-1].view.header)
+        total, delta = cost_together([_part(each.name, each.view, plan) for each in found])
+        words = (
+            f"epsilon {epsilon_text(total)} at delta = {delta:g} spent or promised by "
+            f"{len(found)} runs, for the outsider"
+        )
+    except _NOT_DERIVED as error:
+        words = plain(error)
+    return claim(
+        "Population's budget",
+        total <= budget.epsilon * (1 + 1e-6) and delta <= budget.delta * (1 + 1e-9),
+        claimed=f"epsilon {epsilon_text(budget.epsilon)} at delta = {budget.delta:g}",
+        rederived=words,
+        by="all rounds of all runs together, whatever they asked for; all that a plan allows where "
+        "a run is not over, or stopped early",
+        rests_on="no further run on this population: the coordinator's word",
+    )
+
+
+def _links(found: Sequence[_Linked]) -> Claim:
+    """Each run's header states the runs before it: how many, their heads then, and their cost.
+
+    Args:
+        found: the runs, by the number of runs before each.
+    """
     problem: str | None = None
     known: dict[tuple[str, bool], Part] = {}
     if [each.count for each in found] != list(range(len(found))):
@@ -322,7 +350,7 @@ def _misstated(
                 known[at] = _part(each.name, each.view, plan, over=at[1])
             parts.append(known[at])
         epsilon, delta = cost_together(parts)
-    except (AuditInputError, LedgerError, ValueError, ArithmeticError) as error:
+    except _NOT_DERIVED as error:
         return plain(error)
     said, said_at = run.before.get("epsilon"), run.before.get("delta")
     if not (_close(said, epsilon) and _close(said_at, delta)):

@@ -14,6 +14,7 @@ import pytest
 from fedsys import report
 from fedsys.audit import audit_run
 from fedsys.audit.population import audit_population
+from fedsys.audit.wording import epsilon_text
 from fedsys.config import Config, validate
 from fedsys.errors import BudgetExceeded, ConfigError
 from fedsys.privacy import Signer, read_ledger
@@ -173,6 +174,40 @@ def test_a_run_that_is_not_over_counts_with_all_that_it_may_do(
     assert not read_ledger(copy / "train/ledger.jsonl").rounds
     with pytest.raises(BudgetExceeded, match=r"2\.\d+ is spent or promised by 1 runs"):
         harness.run(asking(), population=copy)
+
+
+@pytest.mark.parametrize("reason", [None, "stopped-early", "aborted"])
+def test_an_audit_counts_what_a_run_promised_where_it_is_not_over_or_stopped_early(
+    population: Path, tmp_path: Path, reason: str | None
+) -> None:
+    copy = Path(shutil.copytree(population, tmp_path / "copy"))
+    for each in copy.glob("query*"):
+        shutil.rmtree(each)
+    run = copy / "train"
+    promised = audit_run(run).curve[-1].spent.outsider
+    lines = entries(run)
+    at = next(place for place, (kind, _) in enumerate(lines) if kind == "commit")
+    kind, closed = lines[-1]
+    end = [] if reason is None else [(kind, {**closed, "reason": reason})]
+    sign_again(run, [*lines[: at + 1], *end], Signer.generate())
+    spent = audit_run(run).curve[-1].spent.outsider
+    assert spent < 0.8 * promised
+    for limit in (spent, promised):
+        (copy / "population.toml").write_text(f"epsilon = {limit * 1.01}\ndelta = 1e-6\n")
+        found = next(e for e in audit_population(copy).claims if e.name == "Population's budget")
+        assert found.holds is (limit == promised or reason == "aborted")
+        counted = spent if reason == "aborted" else promised
+        assert found.rederived.startswith(f"epsilon {epsilon_text(counted)} at delta = 1e-06 spent")
+
+
+def test_a_population_of_a_run_that_promises_nothing_keeps_no_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSYS_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "population"
+    harness.run(asking(epsilon=None, mechanism="none"), out=folder / "query")
+    (folder / "population.toml").write_text("epsilon = 1e300\ndelta = 1e-6\n")
+    assert "promises nothing" in refused(folder)["Population's budget"]
 
 
 @pytest.mark.parametrize(
