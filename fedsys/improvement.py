@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from fedsys.agreement import is_finite
 
 __all__ = ["STOPPED", "Standing", "less_is_better", "standing"]
 
@@ -72,8 +73,7 @@ def standing(
     best, found, waited = 0.0, 0, 0
     for line in evaluations:
         round, value = line.get("round"), line.get(metric)
-        usable = type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
-        if usable and (not found or (value < best if less else value > best)):  # type: ignore[operator]
+        if is_finite(value) and (not found or (value < best if less else value > best)):  # type: ignore[operator]
             best, found, waited = float(value), round if type(round) is int else 0, 0  # type: ignore[arg-type]
         elif found:
             waited += 1

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fedsys.audit.wording import claim, epsilon_text, plain
-from fedsys.errors import LedgerError
+from fedsys.errors import LedgerError, RunFolderError
 from fedsys.privacy import VIEWS, Epsilons, LedgerView
 from fedsys.privacy.ledger.files import open_regular
 from fedsys.records import AuditResult, Claim
@@ -72,7 +72,10 @@ def _compared(
         return False, str(error)
     if view.closed is None:
         return False, "the run is not finished: what it will state is not known yet"
-    made = render(path.parent, audit, private=_PRIVATE in found)
+    try:
+        made = render(path.parent, audit, private=_PRIVATE in found)
+    except (RunFolderError, ArithmeticError, ValueError) as error:
+        return False, f"the folder yields no page: {error}"
     if found == made:
         return True, f"the same page, byte for byte, at ledger head {view.head}"
     wrong = None

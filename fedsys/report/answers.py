@@ -24,7 +24,10 @@ __all__ = [
 ]
 
 Text = Annotated[str, BeforeValidator(lambda value: printable(value))]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+LARGEST = 1e100
+"""The largest number that a page shows: sums and differences of such ones are numbers as well."""
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 _MOST_ROWS = 512
 _WIDTH, _HEIGHT = 240, 16
 _INTERVALS = {
@@ -69,8 +72,8 @@ class QueryStated(_Tolerant):
 class DeviceEvaluation(QueryStated):
     """A line of ``answers.jsonl``: what devices said of the model between rounds of training."""
 
-    round: int
-    trained: int
+    round: Count
+    trained: Count
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,8 @@ from fedsys.errors import LedgerError, RunFolderError
 from fedsys.printable import printable
 from fedsys.privacy.ledger.files import open_regular
 from fedsys.privacy.ledger.packing import unpack
-from fedsys.report.answers import DeviceEvaluation, QueryStated
+from fedsys.report.answers import LARGEST, Count, DeviceEvaluation, QueryStated
+from fedsys.report.answers import Number as FiniteNumber
 
 __all__ = ["PrivacySummary", "RoundDiagnostics", "RunContents", "Summary", "read"]
 
@@ -35,12 +36,17 @@ _ANY_SIZE = 1 << 62
 
 
 def _infinite(value: object) -> object:
-    return math.inf if value == "inf" else value
+    """A number's own text for infinity, and what is too large to be drawn, as infinity."""
+    if value == "inf":
+        return math.inf
+    if isinstance(value, int | float) and abs(value) > LARGEST:
+        return math.copysign(math.inf, 1 if value > 0 else -1)
+    return value
 
 
 Text = Annotated[str, BeforeValidator(lambda value: printable(value))]
 Number = Annotated[float, BeforeValidator(_infinite)]
-FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
+Epsilon = Annotated[Number, Field(ge=0)]
 
 
 class _Tolerant(BaseModel):
@@ -58,8 +64,8 @@ class PrivacySummary(_Tolerant):
     noise_multiplier: FiniteNumber | None = None
     clip: FiniteNumber | None = None
     guarantee: Text | None = None
-    epsilon: dict[Text, Number | None] = Field(default_factory=dict)
-    budget: Number | None = None
+    epsilon: dict[Text, Epsilon | None] = Field(default_factory=dict)
+    budget: Epsilon | None = None
 
 
 class SimulatedTime(_Tolerant):
@@ -73,10 +79,10 @@ class Stopped(_Tolerant):
     """``summary.json``'s ``stopped``: why a run ended early."""
 
     metric: Text | None = None
-    best_round: int | None = None
+    best_round: Count | None = None
     best: Number | None = None
-    planned_rounds: int | None = None
-    planned_epsilon: Number | None = None
+    planned_rounds: Count | None = None
+    planned_epsilon: Epsilon | None = None
 
 
 class Summary(_Tolerant):
@@ -84,10 +90,10 @@ class Summary(_Tolerant):
 
     name: Text | None = None
     status: Text | None = None
-    rounds: int | None = None
+    rounds: Count | None = None
     metrics: dict[Text, Number | None] = Field(default_factory=dict)
     privacy: PrivacySummary = Field(default_factory=PrivacySummary)
-    clients_trained: int | None = None
+    clients_trained: Count | None = None
     train_seconds: FiniteNumber | None = None
     clients_per_second: FiniteNumber | None = None
     model_sha256: Text | None = None
@@ -127,7 +133,7 @@ class ByClientFigures(_Tolerant):
     """``clients.json``: figures of single clients, in a simulation's private copy alone."""
 
     rows: Text = ""
-    clients: int | None = None
+    clients: Count | None = None
     metrics: dict[Text, ClientFigures] = Field(default_factory=dict, max_length=64)
 
 
@@ -270,7 +276,7 @@ def _finite(value: object) -> float | None:
         number = float(value)
     except OverflowError:
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= LARGEST else None
 
 
 def _metrics(path: Path, problems: list[str]) -> dict[str, tuple[list[int], list[float]]]:
@@ -326,7 +332,7 @@ def _diagnostics(
                     None if record["round"] in asked else _finite(record.get("clipped_fraction"))
                 ),
                 noise_to_signal=(
-                    noise / signal
+                    _finite(noise / signal)
                     if signal and noise is not None and record["round"] not in asked
                     else None
                 ),

@@ -27,7 +27,7 @@ def epsilon(value: float | None) -> str:
         return UNKNOWN
     if math.isinf(value):
         return "∞"
-    if value >= 1e6:
+    if abs(value) >= 1e6:
         exact = Decimal(repr(value))
         return small(float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - 2), ROUND_CEILING)))
     step = "1" if value >= 100 else "0.1" if value >= 10 else "0.01" if value >= 0.1 else "0.0001"
@@ -73,7 +73,9 @@ def count(value: int | None) -> str:
     """A count, with thousands separators."""
     if value is None:
         return UNKNOWN
-    return f"{value:,}" if abs(value) < 10**15 else small(float(min(value, 10**300)))
+    return (
+        f"{value:,}" if abs(value) < 10**15 else small(float(max(-(10**300), min(value, 10**300))))
+    )
 
 
 def duration(seconds: float | None) -> str:

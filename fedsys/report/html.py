@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedsys import __version__
+from fedsys.errors import RunFolderError
 from fedsys.printable import printable
 from fedsys.records import AuditResult, EpsilonPoint
 from fedsys.report import figures
@@ -40,7 +41,8 @@ def build(run: Path, audit: AuditResult, *, private: bool) -> Path:
         The page's path.
 
     Raises:
-        RunFolderError: there is no such folder, or it cannot be written to.
+        RunFolderError: there is no such folder, a number in it cannot be shown, or it cannot be
+            written to.
     """
     return write(run / "report.html", render(run, audit, private=private))
 
@@ -54,8 +56,16 @@ def render(run: Path, audit: AuditResult, *, private: bool) -> str:
         private: as for `build`.
 
     Raises:
-        RunFolderError: there is no such folder.
+        RunFolderError: there is no such folder, or a number in it cannot be shown.
     """
+    try:
+        return _page(run, audit, private=private)
+    except (ArithmeticError, ValueError) as error:
+        said = printable(error, 120) or type(error).__name__
+        raise RunFolderError(f"{run}: the report cannot be made: {said}") from error
+
+
+def _page(run: Path, audit: AuditResult, *, private: bool) -> str:
     folder = read(run, private=private)
     facts = gather(folder, audit, private=private)
     return (

@@ -109,7 +109,8 @@ def test_a_run_that_still_improves_goes_on() -> None:
     lines = [{"round": at, "accuracy": at / 10} for at in range(1, 9)]
     config = stopping("evaluation.stop.patience=1")
     assert standstill(config, lines) is None
-    assert standstill(config, [*lines, {"round": 9, "accuracy": float("nan")}]) is not None
+    for nothing in (float("nan"), float("inf"), 10**400, True, "0.9"):
+        assert standstill(config, [*lines, {"round": 9, "accuracy": nothing}]) is not None
     assert standstill(load("quickstart", SMALL), [*lines, lines[0]]) is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import pytest
 from fedsys import report
 from fedsys.audit import audit_run, page
 from fedsys.audit.page import _agrees
+from fedsys.errors import RunFolderError
 from fedsys.privacy import Signer
 from fedsys.records import AuditResult
 from fedsys.release.publication import publish_run
+from fedsys.report import html
 from fedsys.report.figures import epsilon
 from simulations import harness
 from tests.fedsys.audit.conftest import failures, job
@@ -94,6 +97,53 @@ def test_hostile_pages_are_not_read(reported: Path, tmp_path: Path) -> None:
     assert failures(checked(reported)) == {"Report"}
     path.write_bytes(b"\xff")
     assert failures(checked(reported)) == {"Report"}
+
+
+def _replace(run: Path, name: str, text: str) -> None:
+    (run / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda run: edit_json(run, lambda body: body.update(rounds=-(10**400))),
+        lambda run: edit_json(run, lambda body: body["privacy"].update(budget=-1e300)),
+        lambda run: edit_json(run, lambda body: body["metrics"].update(loss=-(10**400))),
+        lambda run: _replace(run, "metrics.jsonl", _two("x", "1.7e308", "-1.7e308")),
+        lambda run: _replace(run, "private.jsonl", _two("clipped_fraction", "1e308", "1e308")),
+        lambda run: _replace(run, "private.jsonl", _two("signal_norm", "5e-324", "1e-300")),
+        lambda run: _replace(
+            run, "clients.json", '{"metrics": {"loss": {"values": [1.7e308, -1.7e308]}}}'
+        ),
+    ],
+)
+def test_numbers_that_no_page_can_show_are_named(
+    reported: Path, harm: Callable[[Path], None]
+) -> None:
+    harm(reported)
+    assert "Report" in failures(checked(reported))
+    path = report.build(reported, audit_run(reported), private=True)
+    assert "<main" in path.read_text()
+
+
+def _two(name: str, first: str, second: str) -> str:
+    lines = [
+        f'{{"round":{at + 1},"noise_norm":1e90,"{name}":{each}}}'
+        for at, each in enumerate((first, second))
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def test_a_page_that_cannot_be_made_is_a_claim_that_fails(
+    reported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> str:
+        raise OverflowError("a number")
+
+    monkeypatch.setattr(html, "_page", fails)
+    assert failures(checked(reported)) == {"Report"}
+    with pytest.raises(RunFolderError, match=r"the report cannot be made: a number$"):
+        report.build(reported, audit_run(reported), private=True)
 
 
 @pytest.mark.parametrize(

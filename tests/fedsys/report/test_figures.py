@@ -103,3 +103,11 @@ def test_tiers() -> None:
         "not stated",
         "not stated",
     ]
+
+
+def test_no_number_of_a_folder_is_too_large_to_be_written() -> None:
+    for value in (10**400, -(10**400)):
+        assert figures.count(value).endswith("10³⁰⁰")
+    for number in (1.7e308, -1.7e308):
+        assert figures.epsilon(number)
+        assert figures.plain(number)
