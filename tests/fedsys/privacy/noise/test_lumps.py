@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Event
 
+import mpmath
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from fedsys.privacy import AesCtrStream
 from fedsys.privacy.noise import lumps, noise_sampler, rounding_distance, table
 from fedsys.privacy.noise import sampler as sampling
 from fedsys.privacy.noise.guide import GuidedTable
+from fedsys.privacy.noise.inversion import precisely
 from fedsys.privacy.noise.lumps import (
     SMALL,
     deviation_of,
@@ -51,31 +54,42 @@ def test_a_table_is_the_convolution(terms: int) -> None:
     np.testing.assert_allclose(words, above[: len(words)], rtol=1e-9, atol=1e-15)
 
 
-def test_threads_do_not_spoil_each_others_tables() -> None:
-    """Two jobs of one coordinator may need their first tables at the same time."""
+def test_tables_do_not_depend_on_the_process_s_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some other thread may use mpmath as well, which has one precision for all."""
     gaussian, law = upper_words(20.0), lumps._rounded_gaussian(192)
-    start = Barrier(3)
+    monkeypatch.setattr(mpmath.mp, "prec", 53)
+    done, interval = Event(), sys.getswitchinterval()
 
-    def first() -> NDArray[np.uint64]:
-        start.wait()
-        return upper_words(20.0)
+    def meddle() -> None:
+        while not done.is_set():
+            mpmath.mp.prec = 53
+            time.sleep(0)
 
-    def second() -> list[int]:
-        start.wait()
-        return lumps._rounded_gaussian(192)
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
+    sys.setswitchinterval(1e-5)
     try:
-        with ThreadPoolExecutor(3) as pool:
-            for _ in range(3):
-                table._coefficients.cache_clear()
-                found = pool.submit(first), pool.submit(second), pool.submit(second)
-                np.testing.assert_array_equal(found[0].result(), gaussian)
-                assert found[1].result() == found[2].result() == law
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(meddle)
+            table._coefficients.cache_clear()
+            found = upper_words(20.0), lumps._rounded_gaussian(192)
+            done.set()
     finally:
+        done.set()
         sys.setswitchinterval(interval)
         table._coefficients.cache_clear()
+    np.testing.assert_array_equal(found[0], gaussian)
+    assert found[1] == law
+
+
+def test_a_thread_waits_while_another_computes_precisely() -> None:
+    """All contexts share what mpmath remembers of constants."""
+    law = lumps._rounded_gaussian(192)
+    with ThreadPoolExecutor(1) as pool:
+        with precisely(53) as here:
+            found = pool.submit(lumps._rounded_gaussian, 192)
+            with pytest.raises(TimeoutError):
+                found.result(timeout=1)
+            assert here.prec == 53
+        assert found.result() == law
 
 
 class _Bits(AesCtrStream):
