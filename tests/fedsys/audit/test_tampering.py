@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fedsys.audit import audit_run
 from fedsys.errors import AuditInputError
-from fedsys.privacy import Ledger, Signer
+from fedsys.privacy import VIEWS, Ledger, Signer
 from fedsys.privacy.accounting.from_ledger import plan_of
 from fedsys.privacy.ledger import read_private
 from simulations import harness
@@ -319,10 +319,8 @@ class TestTheKeyHolderLies:
         for kind, body in lines:
             if kind == "reserve" and body["round"] > 1:
                 body["event"] = event
-        wrong = {"Other settings"}  # config.toml fixes the norm
-        if not adaptive:  # and no cost follows from such rounds
-            epsilons = {f"Epsilon, {view} view" for view in ("outsider", "participant", "server")}
-            wrong = {"Reserved events", "Budget in the summary", *epsilons}
+        no_cost = {"Budget in the summary", *(f"Epsilon, {view} view" for view in VIEWS)}
+        wrong = {"Other settings"} if adaptive else {"Reserved events", *no_cost}  # norms are fixed
         assert self.sign(run, signer, lines) == wrong
         lines[1][1]["event"] = event
         assert self.sign(run, signer, lines) == wrong | {"Reserved events"}
