@@ -316,11 +316,10 @@ class TestTheKeyHolderLies:
         lines = entries(run)
         lines[0][1]["plan"]["adaptive_clip"] = adaptive
         event = plan_of(lines[0][1]).event(clip=0.1).to_json()
-        for kind, body in lines:
-            if kind == "reserve" and body["round"] > 1:
-                body["event"] = event
-        no_cost = {"Budget in the summary", *(f"Epsilon, {view} view" for view in VIEWS)}
-        wrong = {"Other settings"} if adaptive else {"Reserved events", *no_cost}  # norms are fixed
+        for _, body in (line for line in lines if line[0] == "reserve" and line[1]["round"] > 1):
+            body["event"] = event
+        costs = {"Budget in the summary", *map("Epsilon, {} view".format, VIEWS)}
+        wrong = {"Other settings"} if adaptive else {"Reserved events"} | costs
         assert self.sign(run, signer, lines) == wrong
         lines[1][1]["event"] = event
         assert self.sign(run, signer, lines) == wrong | {"Reserved events"}
