@@ -137,6 +137,12 @@ def check_job(
             cause=Cause.TERMS,
         )
     policy.check_colluders(plan, roster.colluders)
+    if plan.noise != "per-client":
+        raise PolicyRefusal(
+            f"a plan whose noise is drawn '{plan.noise}', as simulations do, where devices add "
+            f"their shares of it",
+            cause=Cause.MECHANISM,
+        )
     policy.check_mechanism(plan.event().to_json())
     _check_questions(terms, policy)
     worker.check(terms)

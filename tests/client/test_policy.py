@@ -129,6 +129,7 @@ def test_own_noise() -> None:
     assert _noise_of("distributed-gaussian", noise_multiplier=2.0, **server) == pytest.approx(1.0)
     assert _noise_of("local-gaussian", noise_multiplier=3.0) == pytest.approx(3.0)
     assert _noise_of("central-gaussian", noise_multiplier=3.0) == 0.0
+    assert _noise_of("distributed-gaussian", noise_multiplier=3.0, noise="once") == 0.0
     assert _noise_of("distributed-gaussian", noise_multiplier=3.0, encoding="narrow") > 0.75
     with pytest.raises(MechanismError, match="unknown mechanism"):
         own_noise({"mechanism": "made-up", "noise_multiplier": 3.0})

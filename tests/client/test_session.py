@@ -586,6 +586,25 @@ def test_a_protected_job_of_very_many_rounds_is_refused(devices: Devices) -> Non
 
 
 @pytest.mark.parametrize(
+    "simulated",
+    [
+        {"noise": "once"},
+        {"noise": "once", "guarantee": "server", "max_participations": 3},
+        {"noise": "once", "encoding": "float"},
+        {"noise": "once", "mechanism": "central-gaussian"},
+    ],
+)
+def test_noise_that_only_a_simulation_draws_is_refused(
+    devices: Devices, simulated: dict[str, Any]
+) -> None:
+    """The journal would count shares of noise that no device adds."""
+    device = devices.all[0]
+    answer = device.handle(offer(devices.terms(plan=plan_of(3, **simulated))))
+    assert "noise is drawn 'once', as simulations do" in refusal(answer)
+    assert not device.session.journal.jobs
+
+
+@pytest.mark.parametrize(
     ("plan", "reason"),
     [
         ({"corrupt": None}, "takes no fraction of a cohort for colluders"),

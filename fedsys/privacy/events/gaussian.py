@@ -76,6 +76,11 @@ class OnceEvent(SharedEvent):
 
     noise: ClassVar[str] = "once"
 
+    @property
+    def own_noise(self) -> float:
+        """0: clients add none."""
+        return 0.0
+
     def terms(self, view: View) -> RoundedTerms:
         """One term for the outsider; the deployment's terms for the other views."""
         if view != "outsider":

@@ -117,6 +117,7 @@ class Device {
     require(plan.unit === "client" && plan.encoding === "wide" && !plan.adaptive_clip && plan.participation === 1,
       "mechanism", "a mechanism that is not supported here");
     require(["distributed-gaussian", "none"].includes(plan.mechanism), "mechanism", `mechanism ${plan.mechanism}`);
+    require(plan.noise === "per-client", "mechanism", "noise that devices do not add");
     require(terms.kind === "train" && !terms.evaluate_every && !terms.shared && !terms.weight_cap && plain(terms.local), "terms",
       "questions, shared numbers, weights or a local procedure");
     require(terms.local.batch_size <= this.graph.batch, "task", `batches of ${terms.local.batch_size}`);
