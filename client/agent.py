@@ -189,6 +189,10 @@ class Agent:
         """Hand over the privatized vector (length,), before the opening message is answered."""
         self._current().provide(vector)
 
+    def withdraw(self) -> None:
+        """Drop a vector that was handed over and has not left."""
+        self._current().withdraw()
+
     def handle(self, message: bytes) -> bytes:
         """Answer one message of the aggregator.
 

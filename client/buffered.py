@@ -374,10 +374,12 @@ class BufferedRounds:
         device.journal.receive(stage.job, stage.round, sent, one_model=False)
         epoch.agent.contribute(dataclasses.replace(epoch.assignment, round=stage.round))
         factor = staleness_factor(staleness, most=epoch.buffering.max_staleness)
-        self._provide(epoch, stage.round, training.update * np.float32(factor))
-        reply = epoch.agent.handle(stage.message)
-        device.journal.upload(stage.job, stage.round)
-        return reply
+        try:
+            self._provide(epoch, stage.round, training.update * np.float32(factor))
+            device.journal.upload(stage.job, stage.round)  # first: no buffer gets a second vector
+            return epoch.agent.handle(stage.message)
+        finally:
+            epoch.agent.withdraw()  # one that did not leave must not leave in `_again`
 
     def _again(self, epoch: _Epoch, stage: fleet_pb2.Stage) -> bytes:
         """What was sent already; there is nothing new that could be sent in its place."""

@@ -170,6 +170,10 @@ class Member:
         width = np.uint32 if self.params.modulus_bits <= 32 else np.uint64
         self._vector = array.astype(width, copy=self._shared is None)
 
+    def withdraw(self) -> None:
+        """Drop an input that was handed over and has not left."""
+        self._vector = None
+
     def handle(self, message: bytes) -> bytes:
         """Answer one server message.
 

@@ -178,16 +178,35 @@ def test_a_crash_while_it_trains_costs_nothing(epoch: Epoch) -> None:
     assert epoch.settle().included == (0, 1, 2)
 
 
+def die(*_: object, **__: object) -> bytes:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("step", ["secure_agg.member.deal", "client.buffered.Agent.withdraw"])
+def test_a_crash_around_an_upload_leaves_its_buffer_no_second_one(
+    epoch: Epoch, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    device = epoch.devices.all[0]
+    epoch.train(device)
+    monkeypatch.setattr(step, die)
+    with pytest.raises(KeyboardInterrupt):
+        epoch.upload(device, 0)
+    monkeypatch.undo()
+    device = restarted(epoch, 0)
+    epoch.invite(0)
+    assert record(device).joined == record(device).uploaded == [1]
+    epoch.train(device)
+    cause, reason = refused(device.handle(epoch.collect(epoch.aggregator.next_upload(0))))
+    assert cause == "PARTICIPATION"
+    assert "already sent a vector in buffer 1" in reason
+
+
 def test_a_crash_between_count_and_upload_counts_and_goes_on(
     epoch: Epoch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = epoch.devices.all[0]
     epoch.train(device)
-
-    def die(*_: object, **__: object) -> bytes:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("secure_agg.member.deal", die)
+    monkeypatch.setattr("client.buffered.privatize", die)
     with pytest.raises(KeyboardInterrupt):
         epoch.upload(device, 0)
     monkeypatch.undo()

@@ -238,6 +238,25 @@ def test_an_upload_number_is_used_once(epoch: Epoch) -> None:
     assert "upload 0 has left" in reason
 
 
+def test_a_vector_that_could_not_leave_leaves_in_no_other_buffer(epoch: Epoch) -> None:
+    """Asked for under a number that was used, it would else wait for a buffer that has its own, and
+    the one that was counted for it could be asked for another."""
+    device = epoch.devices.all[0]
+    epoch.contribute(0)
+    epoch.tell([0])
+    epoch.next_buffer()
+    epoch.train(device)
+
+    def asked(number: int, buffer: int) -> tuple[str, str]:
+        message = frame(Kind.NEXT, epoch.aggregator.session.hash, U32.pack(number))
+        return refused(device.handle(epoch.collect(message, round=buffer)))
+
+    assert "upload 0 has left in this round" in asked(0, 2)[1]
+    for buffer in (1, 2):
+        assert f"has already sent a vector in buffer {buffer}" in asked(2, buffer)[1]
+    assert record(device).joined == record(device).uploaded == [1, 2]
+
+
 def test_an_upload_is_no_duty_of_the_committee(epoch: Epoch) -> None:
     device = epoch.devices.all[0]
     epoch.train(device)
