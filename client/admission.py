@@ -13,7 +13,7 @@ from fedsys.errors import Cause, ConfigError, PolicyRefusal, ProtocolError
 from fedsys.privacy import Entropy, Mechanism, PrivacyPlan, event_from_json, guaranteed_epsilon
 from fedsys.privacy.accounting.adding import Standing, promised_part
 from fedsys.privacy.numerics import binomial
-from fedsys.queries import Sheet, parse
+from fedsys.queries import ASKED_MECHANISMS, ASKED_SAMPLINGS, Sheet, parse
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.roster import RosterStatement
 from fedsys.wire.roster_chain import RosterChain
@@ -144,6 +144,7 @@ def check_job(
             cause=Cause.MECHANISM,
         )
     policy.check_mechanism(plan.event().to_json())
+    _check_noised(terms)
     _check_questions(terms, policy)
     worker.check(terms)
     known = journal.jobs.get(terms.job.hex())
@@ -163,32 +164,36 @@ def _check_questions(terms: Terms, policy: Policy) -> None:
         Sheet.of(asked, dimension=terms.plan.dimension)
     except ConfigError as error:
         raise PolicyRefusal(str(error), cause=Cause.QUESTION) from None
-    if between:
-        _check_between(terms)
-    elif terms.plan.clip != 1 or terms.plan.encoding != "wide" or terms.plan.adaptive_clip:
+    plan = terms.plan
+    fits = plan.dimension == terms.dimension if between else plan.clip == 1
+    if (
+        not fits
+        or plan.mechanism not in ASKED_MECHANISMS
+        or plan.sampling not in ASKED_SAMPLINGS
+        or plan.unit != "client"
+        or plan.participation != 1
+        or plan.encoding != "wide"
+        or plan.adaptive_clip
+        or terms.weight_cap
+    ):
         raise PolicyRefusal(
-            f"questions under clip {terms.plan.clip:g} and encoding '{terms.plan.encoding}', where "
-            f"their vectors have norm 1 and the encoding is 'wide'",
+            f"questions under mechanism '{plan.mechanism}', clip {plan.clip:g}, encoding "
+            f"'{plan.encoding}', sampling '{plan.sampling}' and participation "
+            f"{plan.participation:g}, or in vectors that hold more than answers, where no operator "
+            f"can ask",
             cause=Cause.TERMS,
         )
     policy.queries.check("evaluate" if between else terms.kind, asked)
 
 
-def _check_between(terms: Terms) -> None:
-    """Check that evaluations between rounds of training send what these rounds send."""
-    plan = terms.plan
-    if (
-        plan.encoding != "wide"
-        or plan.adaptive_clip
-        or plan.unit != "client"
-        or plan.mechanism == "banded-mf"
-        or plan.participation != 1
-        or terms.weight_cap
-        or plan.dimension != terms.dimension
-    ):
+def _check_noised(terms: Terms) -> None:
+    """Check that nothing is sent besides an update that the mechanism's noise does not cover."""
+    mechanism = terms.plan.mechanism
+    bits = terms.plan.adaptive_clip and mechanism not in ASKED_MECHANISMS
+    if bits or (terms.weight_cap and mechanism == "example-gaussian"):
         raise PolicyRefusal(
-            "evaluations between rounds of training whose vectors hold more than an update, or are "
-            "not in the 'wide' encoding of every client's contribution",
+            f"{'clipping bits' if bits else 'numbers of examples'} under mechanism '{mechanism}', "
+            f"whose noise covers updates alone",
             cause=Cause.TERMS,
         )
 

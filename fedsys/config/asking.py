@@ -21,11 +21,10 @@ from fedsys.config.sections import (
     TaskSection,
 )
 from fedsys.errors import ConfigError
-from fedsys.queries import parse
+from fedsys.queries import ASKED_MECHANISMS, ASKED_SAMPLINGS, parse
 
 __all__ = ["Asking", "asks_fit", "with_question_defaults"]
 
-_MECHANISMS = ("distributed-gaussian", "central-gaussian", "local-gaussian", "none")
 _DEFAULTS: Mapping[str, Mapping[str, object]] = {
     "rounds": {"count": 1},
     "evaluation": {"data": "none"},
@@ -132,14 +131,15 @@ def _check_askable(config: Asking, where: str, fixed: Mapping[str, tuple[object,
             raise ConfigError(
                 f"{key} = {value} with {where}: leave it out; only {only} can be asked with"
             )
-    if config.privacy.mechanism not in _MECHANISMS:
+    if config.privacy.mechanism not in ASKED_MECHANISMS:
         raise ConfigError(
             f"privacy.mechanism = '{config.privacy.mechanism}' with {where}: allowed are "
-            f"{', '.join(_MECHANISMS)}"
+            f"{', '.join(ASKED_MECHANISMS)}"
         )
-    if config.cohort.sampling not in ("poisson", "fixed"):
+    if config.cohort.sampling not in ASKED_SAMPLINGS:
         raise ConfigError(
-            f"cohort.sampling = '{config.cohort.sampling}' with {where}: allowed are poisson, fixed"
+            f"cohort.sampling = '{config.cohort.sampling}' with {where}: allowed are "
+            f"{', '.join(ASKED_SAMPLINGS)}"
         )
 
 

@@ -13,11 +13,21 @@ intervals are computed from the sum. No module here imports torch.
 """
 
 from fedsys.queries.answers import Answer, Estimate, Measured
-from fedsys.queries.questions import EVALUATED, KINDS, Question, parse, to_json
+from fedsys.queries.questions import (
+    ASKED_MECHANISMS,
+    ASKED_SAMPLINGS,
+    EVALUATED,
+    KINDS,
+    Question,
+    parse,
+    to_json,
+)
 from fedsys.queries.rows import Column, Rows
 from fedsys.queries.sheet import Sheet
 
 __all__ = [
+    "ASKED_MECHANISMS",
+    "ASKED_SAMPLINGS",
     "EVALUATED",
     "KINDS",
     "Answer",

@@ -33,10 +33,23 @@ from fedsys.queries.axes import (
     require_range,
 )
 
-__all__ = ["EVALUATED", "KINDS", "Question", "parse", "to_json"]
+__all__ = [
+    "ASKED_MECHANISMS",
+    "ASKED_SAMPLINGS",
+    "EVALUATED",
+    "KINDS",
+    "Question",
+    "parse",
+    "to_json",
+]
 
 EVALUATED = frozenset({"predicted", "confidence", "loss", "accuracy"})
 """Columns that an evaluation adds to each row, besides the task's other metrics."""
+
+ASKED_MECHANISMS = ("distributed-gaussian", "central-gaussian", "local-gaussian", "none")
+"""Mechanisms whose noise covers all of a vector by itself, so that they can answer questions."""
+ASKED_SAMPLINGS = ("poisson", "fixed")
+"""How the cohort of a round that asks may be drawn."""
 
 
 _MOST_QUESTIONS = 64

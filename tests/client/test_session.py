@@ -16,10 +16,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 
 from client.admission import check_participation
 from client.journal import JobRecord, Journal
-from client.policy import ApprovedTask, Policy
+from client.policy import ApprovedTask, Policy, QueryPolicy
 from client.session import Dismissed
 from fedsys.errors import ConfigError, PolicyRefusal, ProtocolError
 from fedsys.privacy import PrivacyPlan, from_ring
+from fedsys.queries import Sheet, parse
 from fedsys.wire import fleet_pb2
 from fedsys.wire.roster import RosterStatement, signed_message
 from secure_agg import Identity
@@ -602,6 +603,60 @@ def test_noise_that_only_a_simulation_draws_is_refused(
     answer = device.handle(offer(devices.terms(plan=plan_of(3, **simulated))))
     assert "noise is drawn 'once', as simulations do" in refusal(answer)
     assert not device.session.journal.jobs
+
+
+EXAMPLES: dict[str, Any] = {
+    "mechanism": "example-gaussian",
+    "unit": "example",
+    "example_rate": 0.1,
+    "steps": 1,
+}
+BANDED: dict[str, Any] = {"mechanism": "banded-mf", "min_separation": 1}
+TURNS: dict[str, Any] = {"sampling": "min-separation", "min_separation": 1, "max_participations": 1}
+ASKED: list[dict[str, Any]] = [{"ask": "count", "name": "rows", "rows": 10}]
+
+
+@pytest.mark.parametrize(
+    ("plan", "weight_cap", "reason"),
+    [
+        (EXAMPLES, 9, "numbers of examples under mechanism 'example-gaussian'"),
+        (EXAMPLES, 0, "clipping bits under mechanism 'example-gaussian'"),
+        (BANDED, 0, "clipping bits under mechanism 'banded-mf'"),
+    ],
+)
+def test_nothing_is_sent_that_the_noise_does_not_cover(
+    devices: Devices, plan: dict[str, Any], weight_cap: int, reason: str
+) -> None:
+    sent = plan_of(3, **plan).changed(adaptive_clip=not weight_cap)
+    device = devices.all[0]
+    terms = devices.terms(plan=sent, weight_cap=weight_cap)
+    assert reason in refusal(device.handle(offer(terms)))
+    assert not device.session.journal.jobs
+
+
+@pytest.mark.parametrize("kind", ["query", "train"])
+@pytest.mark.parametrize(
+    "plan",
+    [EXAMPLES, BANDED, TURNS, {"participation": 0.5}, {"encoding": "narrow", "modulus_bits": 16}],
+)
+def test_questions_are_answered_under_what_an_operator_can_ask_with(
+    devices: Devices, plan: dict[str, Any], kind: str
+) -> None:
+    dimension = Sheet.of(parse(ASKED)).dimension
+    asked = {"kind": kind, "questions": ASKED, "dimension": 0}
+    if kind == "train":
+        asked |= {"evaluate_every": 1, "held_out": 0.2, "dimension": dimension}
+    device = devices.all[0]
+    allowed = dataclasses.replace(device.policy[0], queries=QueryPolicy())
+    device.policy[0] = dataclasses.replace(allowed, epsilon=math.inf)
+
+    def offered(**change: Any) -> fleet_pb2.Up:
+        made = plan_of(3, rounds=1, dimension=dimension, **change)
+        return device.handle(offer(devices.terms(plan=made, **asked)))
+
+    assert "no operator can ask" in refusal(offered(**plan))
+    assert not device.session.journal.jobs
+    assert offered().HasField("consent")
 
 
 @pytest.mark.parametrize(
