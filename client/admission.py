@@ -13,6 +13,7 @@ from fedsys.errors import Cause, ConfigError, PolicyRefusal, ProtocolError
 from fedsys.privacy import Entropy, Mechanism, PrivacyPlan, event_from_json, guaranteed_epsilon
 from fedsys.privacy.accounting.adding import Standing, promised_part
 from fedsys.privacy.numerics import binomial
+from fedsys.privacy.plan import turn_groups
 from fedsys.queries import ASKED_MECHANISMS, ASKED_SAMPLINGS, Sheet, parse
 from fedsys.wire import Assignment, fleet_pb2
 from fedsys.wire.roster import RosterStatement
@@ -392,10 +393,8 @@ def check_participation(plan: PrivacyPlan, round: int, count: int) -> None:
         return
     if plan.sampling == "min-separation":
         return  # the distance between two participations is checked instead
-    rate, chances = plan.rate, round
-    if plan.mechanism == "banded-mf" and plan.sampling == "poisson" and plan.min_separation:
-        rate = min(1.0, rate * plan.min_separation)
-        chances = -(-round // plan.min_separation)
+    groups = turn_groups(plan.mechanism, plan.sampling, plan.min_separation)
+    rate, chances = min(1.0, plan.rate * groups), -(-round // groups)
     if count > chances or binomial.above(count - 1, chances, rate) < _RARE:
         raise PolicyRefusal(
             f"asked to take part {count} times in {round} rounds: at the agreed rate of "
@@ -426,6 +425,7 @@ def check_round(
     """
     plan, number = terms.plan, assignment.round
     record = journal.jobs[terms.job.hex()]
+    client: int,
     before = [joined for joined in record.joined if joined != number]
     if number > plan.rounds:
         raise PolicyRefusal(f"round {number} of a job of {plan.rounds} rounds", cause=Cause.TERMS)
@@ -436,6 +436,7 @@ def check_round(
     check_concluded(record, number)
     policy.check_cohort(size)
     if not max(2, plan.min_survivors) <= size <= plan.cap:
+        client: this device's client number in the job.
         raise PolicyRefusal(
             f"a cohort of {size}, where at least {plan.min_survivors} and at most {plan.cap} were "
             f"agreed to",
@@ -455,3 +456,10 @@ def check_round(
     others = journal.spent(wanted, without=record)
     adds = journal.adds(wanted, record.standing(wanted, after=number), without=record)
     policy.check_epsilon(others=others, after=adds)
+    groups = turn_groups(plan.mechanism, plan.sampling, plan.min_separation)
+    if (number - 1 - client) % groups:
+        raise PolicyRefusal(
+            f"client {client} is asked in round {number}, which is not one of its group's: "
+            f"{groups} groups take turns",
+            cause=Cause.PARTICIPATION,
+        )

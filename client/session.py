@@ -335,7 +335,7 @@ class Session:
         if roster is None:
             raise PolicyRefusal("this device does not hold the job's roster", cause=Cause.ROSTER)
         size = announced_size(message.params)
-        check_round(assignment, size, terms, policy=policy, journal=self.journal)
+        check_round(assignment, size, terms, client, policy=policy, journal=self.journal)
         check_witnessed(message, assignment, policy, signer=self.credentials.signer)
         mechanism = mechanism_of(assignment)
         params = check_params(message.params, size, terms, mechanism, roster.roster)

@@ -566,6 +566,32 @@ def test_cyclic_participation_counts_the_rounds_of_ones_own_turn() -> None:
     assert refused(plan, 9, 2) is not None
 
 
+def test_a_device_takes_part_in_its_own_group_s_rounds_alone(tmp_path: Path) -> None:
+    """Under banded-mf with Poisson sampling the cost is that of one round in each cycle."""
+    plan = plan_of(
+        80,
+        mechanism="banded-mf",
+        expected_cohort=30,
+        rounds=8,
+        cap=60,
+        min_survivors=5,
+        min_separation=2,
+        noise_multiplier=8.0,
+    )
+    devices = Devices(tmp_path, count=80, plan=plan, running=2)
+    terms = devices.agree()
+
+    def asked(round: int, client: int) -> str:
+        talk = Conversation(devices, terms, number=round, cohort=tuple(range(40)))
+        return str(talk.invite(devices.all[client], client).refusal.reason)
+
+    assert "client 1 is asked in round 1, which is not one of its group's: 2" in asked(1, 1)
+    assert asked(1, 0) == ""
+    assert "client 0 is asked in round 4" in asked(4, 0)
+    assert asked(2, 1) == ""
+    assert [each.worker.trained for each in devices.all] == [1, 1]
+
+
 def test_a_round_number_beyond_the_plan_is_refused_before_it_is_accounted_for(
     devices: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
