@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from client.journal import JobRecord, Journal
 from client.policy import Policy
-from fedsys.errors import Cause, ConfigError, PolicyRefusal, ProtocolError
+from fedsys.errors import BudgetExceeded, Cause, ConfigError, PolicyRefusal, ProtocolError
 from fedsys.privacy import Entropy, Mechanism, PrivacyPlan, event_from_json, guaranteed_epsilon
 from fedsys.privacy.accounting.adding import Standing, promised_part
 from fedsys.privacy.numerics import binomial
@@ -28,6 +28,7 @@ __all__ = [
     "Worker",
     "announced_size",
     "check_assignment",
+    "check_budget",
     "check_concluded",
     "check_job",
     "check_model",
@@ -367,6 +368,23 @@ def check_concluded(record: JobRecord, number: int) -> None:
         )
 
 
+def check_budget(record: JobRecord, number: int) -> None:
+    """Refuse a round beyond the budget that the job promised, on which its admission rests.
+
+    Args:
+        record: this device's own count of the job.
+        number: the round, or in buffered rounds the buffer, that asks.
+
+    Raises:
+        PolicyRefusal: an honest coordinator ends the job before it.
+    """
+    if record.plan.protected:
+        try:
+            record.require_budget(number)
+        except BudgetExceeded as error:
+            raise PolicyRefusal(str(error), cause=Cause.TERMS) from None
+
+
 def check_participation(plan: PrivacyPlan, round: int, count: int) -> None:
     """Check a device's own count of its rounds against the rate that the plan promises.
 
@@ -407,6 +425,7 @@ def check_round(
     assignment: Assignment,
     size: int,
     terms: Terms,
+    client: int,
     *,
     policy: Policy,
     journal: Journal,
@@ -417,6 +436,7 @@ def check_round(
         assignment: the round's assignment.
         size: members of the round's cohort.
         terms: the terms agreed to.
+        client: this device's client number in the job.
         policy: the owner's policy.
         journal: this device's own count.
 
@@ -425,7 +445,6 @@ def check_round(
     """
     plan, number = terms.plan, assignment.round
     record = journal.jobs[terms.job.hex()]
-    client: int,
     before = [joined for joined in record.joined if joined != number]
     if number > plan.rounds:
         raise PolicyRefusal(f"round {number} of a job of {plan.rounds} rounds", cause=Cause.TERMS)
@@ -434,9 +453,9 @@ def check_round(
             f"round {number} comes after round {record.highest}", cause=Cause.PARTICIPATION
         )
     check_concluded(record, number)
+    check_budget(record, number)
     policy.check_cohort(size)
     if not max(2, plan.min_survivors) <= size <= plan.cap:
-        client: this device's client number in the job.
         raise PolicyRefusal(
             f"a cohort of {size}, where at least {plan.min_survivors} and at most {plan.cap} were "
             f"agreed to",
@@ -445,6 +464,13 @@ def check_round(
     if not plan.covers(event_from_json(assignment.mechanism)):
         raise PolicyRefusal("the round's mechanism is not the one agreed to", cause=Cause.TERMS)
     check_participation(plan, number, len(before) + 1)
+    groups = turn_groups(plan.mechanism, plan.sampling, plan.min_separation)
+    if (number - 1 - client) % groups:
+        raise PolicyRefusal(
+            f"client {client} is asked in round {number}, which is not one of its group's: "
+            f"{groups} groups take turns",
+            cause=Cause.PARTICIPATION,
+        )
     apart = plan.min_separation
     if plan.sampling != "min-separation":
         apart = None
@@ -456,10 +482,3 @@ def check_round(
     others = journal.spent(wanted, without=record)
     adds = journal.adds(wanted, record.standing(wanted, after=number), without=record)
     policy.check_epsilon(others=others, after=adds)
-    groups = turn_groups(plan.mechanism, plan.sampling, plan.min_separation)
-    if (number - 1 - client) % groups:
-        raise PolicyRefusal(
-            f"client {client} is asked in round {number}, which is not one of its group's: "
-            f"{groups} groups take turns",
-            cause=Cause.PARTICIPATION,
-        )

@@ -7,7 +7,7 @@ that announces another staleness contradicts itself.
 
 from __future__ import annotations
 
-from client.admission import check_concluded, check_participation
+from client.admission import check_budget, check_concluded, check_participation
 from client.journal import Journal
 from client.policy import Policy
 from fedsys.errors import Cause, PolicyRefusal
@@ -104,6 +104,7 @@ def check_buffer(
             f"buffer {number} comes after buffer {record.highest}", cause=Cause.PARTICIPATION
         )
     check_concluded(record, number)
+    check_budget(record, number)
     if version != record.version or version >= number:
         raise PolicyRefusal(
             f"version {version} of the model is announced as the newest in buffer {number}, but "

@@ -115,6 +115,14 @@ class JobRecord:
         value = accountant.after_next(self.plan.event()).of(self.view(wanted))
         return float("inf") if value is None else value
 
+    def require_budget(self, round: int) -> None:
+        """Refuse a round at which the job's coordinator, who promised a budget, has to end it.
+
+        Raises:
+            BudgetExceeded: the rounds up to this one would cost more.
+        """
+        self._up_to(round - 1).require_budget(self.plan.event())
+
     def _up_to(self, round: int) -> ViewAccountant:
         if self._accountant is None or self._charged > round:
             self._accountant, self._charged = ViewAccountant(self.plan), 0

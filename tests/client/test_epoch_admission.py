@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client.journal import JobRecord
 from fedsys.wire.terms import Buffering
 from secure_agg import Kind
 from secure_agg.messages import HEADER_SIZE, U32, frame, kind_of
@@ -279,6 +280,19 @@ def test_a_buffer_is_one_of_the_epochs(epoch: Epoch, number: int) -> None:
     assert f"buffer {number} is outside the epoch's, which are 1 to 3" in reason
     device.session.handle(epoch.model(number))
     assert refused(device.handle(epoch.begin(round=number)))[0] == "TERMS"
+
+
+def test_buffers_end_where_the_budget_does(tmp_path: Path) -> None:
+    plan = buffered_plan()
+    budget = JobRecord(job="", name="", terms="", plan=plan).after(1, "guarantee") * 1.01
+    epoch = entered(Devices(tmp_path, count=5, plan=plan.changed(budget=budget)))
+    epoch.contribute(0, 1, 2)
+    epoch.settle()
+    device = epoch.devices.all[0]
+    device.session.handle(epoch.model(2))
+    cause, reason = refused(device.handle(epoch.begin()))
+    assert cause == "TERMS"
+    assert "the job ends after 1 rounds" in reason
 
 
 def test_buffers_do_not_go_back(epoch: Epoch) -> None:

@@ -592,6 +592,20 @@ def test_a_device_takes_part_in_its_own_group_s_rounds_alone(tmp_path: Path) -> 
     assert [each.worker.trained for each in devices.all] == [1, 1]
 
 
+def test_a_device_ends_a_job_where_its_coordinator_has_to(devices: Devices) -> None:
+    """A budget below what all rounds cost is what the owner was told the job would spend."""
+    plan = plan_of(3)
+    record = JobRecord(job="", name="", terms="", plan=plan)
+    budget = record.after(1, "guarantee") * 1.01
+    talk = agree(devices, plan=plan.changed(budget=budget))
+    run(talk, devices.all)
+    later = Conversation(devices, talk.terms, number=2)
+    assert f"over the budget {budget:g}: the job ends after 1 rounds" in refusal(
+        later.invite(devices.all[0], 0)
+    )
+    assert [each.worker.trained for each in devices.all] == [1, 1, 1]
+
+
 def test_a_round_number_beyond_the_plan_is_refused_before_it_is_accounted_for(
     devices: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
