@@ -40,7 +40,7 @@ from fedsys.wire.roster import RosterStatement
 from fedsys.wire.terms import Buffering, Terms
 from secure_agg import Identity, SealingKeys, SecureAggError, Store
 from secure_agg.errors import InputError
-from secure_agg.messages import Kind, kind_of
+from secure_agg.messages import HEADER_SIZE, U32, Kind, kind_of
 
 __all__ = ["BufferedRounds", "Device", "Work"]
 
@@ -411,7 +411,8 @@ class BufferedRounds:
         """A committee member's duty.
 
         Raises:
-            ProtocolError: it is not such a duty, or of a buffer that is not the epoch's.
+            ProtocolError: it is not such a duty, of a buffer that is not the epoch's, or of another
+                buffer's sum.
             SecureAggError: a refusal, named by its cause.
         """
         epoch = self._current(stage.job)
@@ -419,4 +420,8 @@ class BufferedRounds:
             raise ProtocolError(f"buffer {stage.round} is not one of epoch {epoch.number}'s")
         if kind_of(stage.message) not in _DUTIES:
             raise ProtocolError("an upload is asked for as if it were the committee's duty")
+        # Each begins with the number of its sum. The journal notes a sum that was opened under the
+        # buffer's, and an outcome by which nobody opened it is compared with that.
+        if stage.message[HEADER_SIZE : HEADER_SIZE + 4] != U32.pack(stage.round - epoch.number):
+            raise ProtocolError(f"a duty of another sum than that of buffer {stage.round}")
         return epoch.agent.handle(stage.message)

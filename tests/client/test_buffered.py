@@ -265,3 +265,26 @@ def test_who_disputes_a_ledger_trains_and_sends_nothing_more(epoch: Epoch) -> No
     assert cause == "LEDGER"
     assert two.session.take_work() is None
     assert not record(one).uploaded
+
+
+def test_a_sum_is_opened_as_that_of_its_buffer_and_of_no_other(epoch: Epoch) -> None:
+    """Noted under another number, it could be called aborted before anything was opened."""
+    devices = epoch.devices.all
+    epoch.contribute(0, 1, 2)
+    messages = epoch.aggregator.settle()
+    while messages:
+        for client, message in messages.items():
+            for buffer in (2, 3):
+                down = epoch.duty(message)
+                down.stage.round = buffer
+                cause, reason = refused(devices[client].handle(down))
+                assert cause == "PROTOCOL"
+                assert f"another sum than that of buffer {buffer}" in reason
+            epoch.aggregator.receive(client, reply(devices[client].handle(epoch.duty(message))))
+        messages = epoch.aggregator.close_stage()
+    assert {tuple(record(each).answered) for each in devices} == {(1,)}
+    book = Book(epoch.terms)
+    book.reserve(1)
+    book.entries.append(("abort", {"round": 1, "before_unmask": True}))
+    assert refused(devices[0].session.handle(book.told()))[0] == "LEDGER"
+    assert record(devices[0]).dispute
