@@ -44,17 +44,26 @@ def main() -> None:
         vetted = vet(graph, Limits(memory=request["memory"]))
         runs, local = engine_of(engine, vetted, request["threads"]), LocalConfig(**request["local"])
         losses: list[float] = []
+        trainer: GraphTrainer | ExampleGraphTrainer
         if private is None:
-            plain = GraphTrainer(vetted.graph, runs, local, x, y)
-            update, losses = plain.update(weights, rows, request["seed"])
+            trainer = GraphTrainer(vetted.graph, runs, local, x, y)
+            update, losses = trainer.update(weights, rows, request["seed"])
         else:  # losses of examples stay where they are
-            update = ExampleGraphTrainer(vetted.graph, runs, local, x, y).update(
-                weights, rows, private
-            )
-    except Exception as error:  # any failure of the graph or the data: one line for the agent
-        text = " ".join(str(error).split())[:400]
-        write(sys.stdout.buffer, {"error": f"{type(error).__name__}: {text}"})
+            trainer = ExampleGraphTrainer(vetted.graph, runs, local, x, y)
+            update = trainer.update(weights, rows, private)
+    except Exception as error:  # what does not fit together: one line for the agent
+        write(sys.stdout.buffer, {"error": _line(f"{type(error).__name__}: {error}")})
         return
-    answer = {"walls": walls, "losses": [losses[0], losses[-1]] if losses else []}
+    answer = {
+        "walls": walls,
+        "losses": [losses[0], losses[-1]] if losses else [],
+        "failed": _line(f"{trainer.failed} times, first with {trainer.failure}")
+        if trainer.failed
+        else "",
+    }
     write(sys.stdout.buffer, answer, [update.astype("<f4").tobytes()])
     sys.stdin.buffer.read()  # stays alive until the agent has read this process's peak memory
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:400]

@@ -5,7 +5,8 @@ noise of the trainer that uses Opacus, and its updates differ by the rounding of
 
 The graph sees one example at a time. So whatever it computes, what it returns depends on that
 example and the weights, and clipping bounds it: the guarantee does not rest on the graph's being a
-gradient. One of several examples could copy one of them into the gradients of all the others.
+gradient. If it fails at an example, that example's gradient is zero. One of several examples could
+copy one of them into the gradients of all the others.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class ExampleGraphTrainer(FromGraph):
             for row in batch:
                 # A dropout mask may follow a fixed seed: privacy rests on batches and noise alone.
                 inputs = self._inputs(weights, row[None], seed=0, step=runs)
-                (gradient,), _loss = self._engine.run(inputs)
+                (gradient,), _loss = self._run(inputs)
                 runs += 1
                 total += _on_lattice(gradient, privacy.clip)
             sampler.add_sum(total, [stream])

@@ -100,12 +100,14 @@ class Trained:
         losses: losses of the first and the last step; empty if there was no step.
         peak: the process's peak resident memory in bytes; None if the system does not say.
         walls: ``seccomp`` or ``limits``; see `client.graphs.sandbox.confine`.
+        failed: how often the graph failed, and why at first; empty if never. For the owner alone.
     """
 
     update: NDArray[np.float32]
     losses: tuple[float, ...]
     peak: int | None
     walls: str
+    failed: str
 
 
 def train(
@@ -136,7 +138,7 @@ def train(
         seconds: limit on processor time; twice that is the limit on elapsed time.
 
     Raises:
-        TrainingError: training failed or exceeded a limit, or the process's answer is malformed.
+        TrainingError: what was given does not fit, a limit was exceeded, or the answer is bad.
     """
     vectors = 10 if private is None else 22
     memory = vetted.memory + vectors * weights.nbytes + 24 * len(rows) * local.epochs + _SLACK
@@ -201,6 +203,7 @@ def _converse(
             losses=tuple(float(each) for each in losses),
             peak=peak_of(process.pid),
             walls=walls,
+            failed=printable(str(answer["failed"])),
         )
     except (BrokenPipeError, EOFError) as error:
         raise TrainingError(f"the training process ended early: {_end(process)}") from error

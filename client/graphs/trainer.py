@@ -80,6 +80,10 @@ class FromGraph:
 
     kind: Kind
     """Of the graphs that it trains from."""
+    failed: int
+    """How many runs of the graph failed."""
+    failure: str
+    """Why the first of them did: for the owner alone."""
 
     def __init__(
         self,
@@ -95,6 +99,8 @@ class FromGraph:
         self._check_batch(graph, local)
         self._graph, self._engine, self._local = graph, engine, local
         self._x, self._y = x, y
+        self.failed = 0
+        self.failure = ""
 
     def _check_batch(self, graph: TrainingGraph, local: LocalConfig) -> None:
         """Raise ConfigError unless the graph takes the examples of a step."""
@@ -118,6 +124,21 @@ class FromGraph:
         for number, (name, type_, keep) in enumerate(self._graph.masks):
             inputs[name] = dropout_mask(type_, keep, seed=seed, step=step, number=number)
         return inputs
+
+    def _run(self, inputs: dict[str, NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Gradient and loss of one run of the graph, both zero if it fails.
+
+        After vetting, what makes a run fail are numbers that the graph computed, such as an index
+        outside its axis. Neither clipping nor noise hides a failure, so nobody but the owner is
+        told: it counts as a gradient of zeros.
+        """
+        try:
+            return self._engine.run(inputs)
+        except Exception as error:  # whatever an engine raises
+            self.failed += 1
+            self.failure = self.failure or f"{type(error).__name__}: {error}"
+            made = [np.zeros(each.shape, each.dtype) for each in self._graph.outputs.values()]
+            return made[0], made[1]
 
 
 class GraphTrainer(FromGraph):
@@ -144,12 +165,11 @@ class GraphTrainer(FromGraph):
 
         Raises:
             TrainingError: the weights do not fit the graph.
-            IndexError: the data have a class or symbol that the model does not have.
         """
         weights, optimizer = self._start(start)
         losses = []
         for number, batch in enumerate(batches(rows, seed, self._local)):
-            gradient, loss = self._engine.run(self._batch(weights, batch, seed, number))
+            gradient, loss = self._run(self._batch(weights, batch, seed, number))
             losses.append(float(loss))
             optimizer.step(gradient)
         weights -= start

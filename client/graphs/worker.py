@@ -146,6 +146,12 @@ class GraphData:
             peak,
             trained.walls,
         )
+        if trained.failed:
+            _log.error(
+                "round %d: the graph failed %s; zeros were used in place of these gradients",
+                assignment.round,
+                trained.failed,
+            )
         parts = Parts(dimension=terms.dimension, weight_cap=terms.weight_cap)
         return parts.assemble(trained.update[None], clip=terms.plan.clip, examples=[len(rows)])
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from torch import nn
 
-from client.graphs.engine import engine_of
+from client.graphs.engine import EngineName, engine_of
 from client.graphs.example_trainer import ExampleGraphTrainer, PrivateSteps, _on_lattice
 from client.graphs.process import SharedExamples, train
 from client.training.example.privacy import ExamplePrivateTrainer
@@ -17,10 +17,11 @@ from client.training.example_privacy import UNITS, ExamplePrivacy
 from client.training.flat import FlatLayout
 from client.training.local import LocalConfig
 from fedsys.errors import ConfigError, TrainingError
-from fedsys.graphs import Vetted
+from fedsys.graphs import TensorType, TrainingGraph, Vetted, encode, vet
 from fedsys.tasks.export import export_task
 from tests.client.graphs.zoo import Small, zoo
 from tests.client.graphs.zoo import rows as rows_of
+from tests.fedsys.graphs.samples import FLOAT, LONG, node
 
 KEY = bytes(range(32))
 PRIVACY = ExamplePrivacy(clip=0.7, noise_multiplier=0.8, example_rate=0.4, steps=4)
@@ -81,6 +82,55 @@ def test_no_example_adds_more_than_the_norm() -> None:
         assert norm >= 0.999 * UNITS * min(1.0, size / 0.7) - 40
     for bad in (np.nan, np.inf, -np.inf):
         assert not _on_lattice(np.array([1.0, bad], np.float32), 1.0).any()
+
+
+@pytest.mark.parametrize("engine", ["numpy", "ort"])
+def test_an_example_on_which_the_graph_fails_counts_as_zero(engine: EngineName) -> None:
+    if engine == "ort":
+        pytest.importorskip("onnxruntime", reason="needs `pip install onnxruntime`")
+    shape = {"x": TensorType(FLOAT, (1, 3)), "y": TensorType(LONG, (1,))}
+    graph = TrainingGraph(
+        task="sample",
+        options={},
+        kind="example-gradients",
+        keep=(),
+        inputs={"weights": TensorType(FLOAT, (2,)), **shape},
+        constants={
+            "c_9": np.array(9),
+            "c_axis": np.array([1]),
+            "c_many": np.array(40, np.float32),
+            "c_shape": np.array([1, 2]),
+        },
+        nodes=(
+            node("ReduceMax", "x c_axis", "top", keepdims=0),
+            node("Greater", "top c_many", "wanted"),
+            node("Cast", "wanted", "number", to=7),
+            node("Mul", "number c_9", "index"),  # 0, or outside the weights
+            node("Gather", "weights index", "losses", axis=0),
+            node("Reshape", "weights c_shape", "gradients"),
+        ),
+        outputs={"gradients": TensorType(FLOAT, (1, 2)), "losses": TensorType(FLOAT, (1,))},
+    )
+    vetted, rows = vet(encode(graph)), np.arange(20)
+    x, y = np.zeros((20, 3), np.float32), np.zeros(20, np.int64)
+    x[7, 1] = 41
+    private = PrivateSteps(privacy=PRIVACY, key=KEY)
+    # All gradients are those of the weights, so that one that fails is one example less.
+    found = train(
+        vetted, SharedExamples(x, y), LOCALS[0], weights=np.ones(2, np.float32), rows=rows, seed=0,
+        private=private, engine=engine,
+    )  # fmt: skip
+    assert "times, first with" in found.failed
+    assert np.isfinite(found.update).all()
+    x[7, 1] = 0
+    whole = train(
+        vetted, SharedExamples(x, y), LOCALS[0], weights=np.ones(2, np.float32), rows=rows, seed=0,
+        private=private, engine=engine,
+    )  # fmt: skip
+    assert whole.failed == ""
+    unit = LOCALS[0].learning_rate * PRIVACY.clip / (PRIVACY.example_rate * len(rows))
+    moved = float(np.linalg.norm(whole.update - found.update))
+    assert 0 < moved <= 3 * PRIVACY.steps * unit
 
 
 def test_the_confined_process_trains_the_same() -> None:

@@ -58,16 +58,29 @@ def test_no_rows_give_a_zero_update() -> None:
     assert found.losses == ()
 
 
-def test_data_outside_the_model_are_an_error_in_one_line() -> None:
-    x, y, weights, _ = _data()
+def test_a_graph_that_fails_on_the_data_sends_zeros_and_tells_the_owner() -> None:
+    x, y, weights, rows = _data()
     graph = softmax_regression()
     picked = (
         node("Gather", "weights y", "row", axis=0),
         node("ReduceSum", "row c_first", "gradient_of", keepdims=0),
     )
     made = vet(encode(dataclasses.replace(graph, nodes=(*picked, *graph.nodes))))
-    with pytest.raises(TrainingError, match=r"training from the graph failed: IndexError"):
-        train(made, SharedExamples(x, y + 20), LOCAL, weights=weights, rows=np.arange(3), seed=5)
+    examples = SharedExamples(x, y + 20)
+    found = train(made, examples, LOCAL, weights=weights, rows=np.arange(3), seed=5)
+    assert not found.update.any()
+    assert found.failed.startswith("2 times, first with IndexError: ")
+    assert "\n" not in found.failed
+    fine = train(_graph(), SharedExamples(x, y), LOCAL, weights=weights, rows=rows, seed=5)
+    assert fine.failed == ""
+
+
+def test_what_does_not_fit_is_an_error_in_one_line() -> None:
+    x, y, weights, rows = _data()
+    with pytest.raises(
+        TrainingError, match=r"training from the graph failed: ConfigError: the data"
+    ):
+        train(_graph(), SharedExamples(x[:, 1:], y), LOCAL, weights=weights, rows=rows, seed=5)
 
 
 def test_a_process_that_dies_is_named_and_leaves_none_behind(
