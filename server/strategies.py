@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsys.current_folder import importable_here
-from fedsys.errors import ConfigError
+from fedsys.errors import ConfigError, FedsysError
 from server.procedure_strategies import FedNova, Scaffold
 from server.strategy_base import (
     Strategy,
@@ -290,15 +290,22 @@ def _build_own(name: str, options: StrategyOptions) -> Strategy:
         with importable_here():
             module = importlib.import_module(module_name)
         factory = getattr(module, attribute)
-    except (ImportError, ValueError, AttributeError) as error:
-        raise ConfigError(f"server.strategy = '{name}' cannot be loaded: {error}") from error
+    except Exception as error:  # whatever a user's code raises
+        words = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"server.strategy = '{name}' cannot be loaded: {type(error).__name__}: {words}"
+        ) from error
     if not callable(factory):
         raise ConfigError(f"server.strategy = '{name}' is no callable taking StrategyOptions")
     try:
         strategy = factory(options)
-    except TypeError as error:
+    except FedsysError:
+        raise
+    except Exception as error:  # whatever a user's code raises
+        words = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"server.strategy = '{name}' must be callable with one StrategyOptions: {error}"
+            f"server.strategy = '{name}' must be callable with one StrategyOptions: "
+            f"{type(error).__name__}: {words}"
         ) from error
     if not isinstance(strategy, Strategy):
         raise ConfigError(

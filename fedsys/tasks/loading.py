@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fedsys.errors import ConfigError
+from fedsys.errors import ConfigError, FedsysError
 from fedsys.tasks.base import Task
 from fedsys.tasks.options import nearest
 from fedsys.tasks.sources import edited, forget, own_modules
@@ -163,9 +163,13 @@ def finished(name: str, found: Any, options: Mapping[str, Any]) -> Task:
             raise ConfigError(f"task.name = {name!r}: neither a task nor something that makes one")
         try:
             found = found(**options)
-        except TypeError as error:
+        except FedsysError:
+            raise
+        except Exception as error:  # whatever a user's code raises
+            words = " ".join(str(error).split())[:200]
             raise ConfigError(
-                f"task.name = {name!r}: cannot be built with options {options}: {error}"
+                f"task.name = {name!r}: cannot be built with options {options}: "
+                f"{type(error).__name__}: {words}"
             ) from error
     elif options:
         raise ConfigError(

@@ -26,8 +26,11 @@ def attribute_of(name: str, key: str) -> Callable[..., Any]:
     try:
         with importable_here():
             found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{key} = {name!r} cannot be loaded: {error}") from error
+    except Exception as error:  # whatever a user's code raises
+        words = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{key} = {name!r} cannot be loaded: {type(error).__name__}: {words}"
+        ) from error
     if not callable(found):
         raise ConfigError(f"{key} = {name!r} is a {type(found).__name__}, not a function")
     made: Callable[..., Any] = found

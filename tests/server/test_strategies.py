@@ -225,6 +225,9 @@ class Bare:
 def no_arguments():
     pass
 
+def raises(options):
+    raise KeyError("a")
+
 constant = 3
 """
 
@@ -239,6 +242,7 @@ def test_a_users_own_strategy_is_found_in_the_working_directory(
     for attribute, complaint in (
         ("Bare", "lacks apply"),
         ("no_arguments", "one StrategyOptions"),
+        ("raises", "one StrategyOptions: KeyError: 'a'"),
         ("constant", "no callable"),
         ("Absent", "cannot be loaded"),
     ):

@@ -14,7 +14,7 @@ from client.training.procedure.fednova import FedNova
 from client.training.procedure.local import Local
 from client.training.procedure.scaffold import Scaffold
 from fedsys.current_folder import importable_here
-from fedsys.errors import ConfigError
+from fedsys.errors import ConfigError, FedsysError
 from fedsys.privacy.encoding.parts import Block
 from fedsys.tasks import Examples, Task
 
@@ -86,14 +86,21 @@ def procedure_named(name: str) -> Procedure:
         with importable_here():
             module = importlib.import_module(module_name)
         found = getattr(module, attribute)
-    except (ImportError, ValueError, AttributeError) as error:
-        raise ConfigError(f"local.procedure = {name!r} cannot be loaded: {error}") from error
+    except Exception as error:  # whatever a user's code raises
+        words = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"local.procedure = {name!r} cannot be loaded: {type(error).__name__}: {words}"
+        ) from error
     try:
         return _made(name, found() if isinstance(found, type) else found)
-    except TypeError as error:
+    except FedsysError:
+        raise
+    except Exception as error:  # whatever a user's code raises
+        words = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"local.procedure = {name!r}: its class takes arguments: {error}"
-        ) from None
+            f"local.procedure = {name!r}: its class cannot be built without arguments: "
+            f"{type(error).__name__}: {words}"
+        ) from error
 
 
 def _made(name: str, found: Any) -> Procedure:

@@ -43,6 +43,9 @@ ready = Mine()
 half = object()
 class Lacking:
     name = "lacking"
+class Raising:
+    def __init__(self, how="KeyError"):
+        raise {"KeyError": KeyError, "OSError": OSError, "SystemExit": SystemExit}[how]("a\\nb")
 """
 
 
@@ -121,6 +124,10 @@ def test_wrong_names_are_one_clear_line(own: str) -> None:
         load(f"{own}:half")
     with pytest.raises(ConfigError, match=r"cannot be built with options \{'depth': 3\}"):
         load(f"{own}:Mine", {"depth": 3})
+    with pytest.raises(ConfigError, match=r"cannot be built with options \{\}: KeyError: 'a"):
+        load(f"{own}:Raising")
+    with pytest.raises(ConfigError, match=r"'how': 'OSError'\}: OSError: a b$"):
+        load(f"{own}:Raising", {"how": "OSError"})
     with pytest.raises(ConfigError, match="is a finished task and takes none"):
         load(f"{own}:ready", {"width": 3})
 
