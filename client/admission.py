@@ -89,7 +89,7 @@ def check_job(
     Raises:
         PolicyRefusal: a check failed; the message names the limit, its value and what was asked.
     """
-    roster = _roster_of(terms, node, chain, policy)
+    roster = _roster_of(terms, node, chain)
     if terms.job.hex() not in journal.jobs:  # one that was agreed to goes on under its own roster
         _require_current(roster, chain)
     plan, buffering = terms.plan, terms.buffering
@@ -109,17 +109,11 @@ def check_job(
             f"the job counts {plan.population} clients, but its roster has {len(roster.members)}",
             cause=Cause.ROSTER,
         )
-    if policy.witness_threshold and terms.buffering is not None:
-        raise PolicyRefusal(
-            f"buffered rounds do not prove that witnesses saw their reservations, which the "
-            f"owner's witness_threshold {policy.witness_threshold} requires",
-            cause=Cause.WITNESSES,
-        )
     try:
         require_suite(terms.secagg_suite)
     except ParameterError as error:
         raise PolicyRefusal(str(error), cause=Cause.SECURE_AGGREGATION) from None
-    policy.check_task(terms.task, terms.options, worker.sha256)
+    policy.check_terms(terms, roster, worker.sha256)
     if worker.sha256 not in (terms.task_sha256, terms.graph_sha256):
         graph = f", graph {terms.graph_sha256}" if terms.graph_sha256 else ""
         raise PolicyRefusal(
@@ -127,27 +121,19 @@ def check_job(
             f"this device has ({worker.sha256})",
             cause=Cause.TASK,
         )
-    if plan.expected_cohort < policy.min_cohort:
-        raise PolicyRefusal(
-            f"cohorts of {plan.expected_cohort:g} are below the owner's min_cohort "
-            f"{policy.min_cohort}",
-            cause=Cause.COHORT,
-        )
     if plan.protected and plan.rounds > _MOST_ROUNDS:
         raise PolicyRefusal(
             f"a job of {plan.rounds} rounds: a device accounts for {_MOST_ROUNDS} at most",
             cause=Cause.TERMS,
         )
-    policy.check_colluders(plan, roster.colluders)
     if plan.noise != "per-client":
         raise PolicyRefusal(
             f"a plan whose noise is drawn '{plan.noise}', as simulations do, where devices add "
             f"their shares of it",
             cause=Cause.MECHANISM,
         )
-    policy.check_mechanism(plan.event().to_json())
     _check_noised(terms)
-    _check_questions(terms, policy)
+    _check_questions(terms)
     worker.check(terms)
     known = journal.jobs.get(terms.job.hex())
     others = journal.spent(policy.epsilon_view, without=known)
@@ -156,7 +142,7 @@ def check_job(
     return roster.nodes.index(node)
 
 
-def _check_questions(terms: Terms, policy: Policy) -> None:
+def _check_questions(terms: Terms) -> None:
     """Check what a round that asks would read, and that its vector is what the terms say."""
     between = bool(terms.evaluate_every)
     if terms.kind == "train" and not between:
@@ -185,7 +171,6 @@ def _check_questions(terms: Terms, policy: Policy) -> None:
             f"can ask",
             cause=Cause.TERMS,
         )
-    policy.queries.check("evaluate" if between else terms.kind, asked)
 
 
 def _check_noised(terms: Terms) -> None:
@@ -200,19 +185,12 @@ def _check_noised(terms: Terms) -> None:
         )
 
 
-def _roster_of(terms: Terms, node: int, chain: RosterChain, policy: Policy) -> RosterStatement:
+def _roster_of(terms: Terms, node: int, chain: RosterChain) -> RosterStatement:
     roster = chain.find(terms.roster_version)
     if roster is None or roster.hash.hex() != terms.roster_hash:
         raise PolicyRefusal(
             f"the job uses roster version {terms.roster_version}, which was not announced to "
             f"this device (it holds up to version {chain.version})",
-            cause=Cause.ROSTER,
-        )
-    newest = policy.max_roster_version
-    if newest is not None and roster.version > newest:
-        raise PolicyRefusal(
-            f"the job uses roster version {roster.version}, the owner's max_roster_version "
-            f"is {newest}",
             cause=Cause.ROSTER,
         )
     try:

@@ -180,10 +180,13 @@ class BufferedRounds:
         assignment = Assignment.decode(message.assignment, model.weights)
         check_assignment(assignment, message, terms)
         size = announced_size(message.params)
+        roster = self._allowed(terms, policy)
         check_epoch(assignment, size, message.version, terms, policy=policy, journal=device.journal)
         current = self._epoch
         if current is None or current.assignment.digest != assignment.digest:
-            current = self._enter(message, assignment, size, terms, buffering, client, policy)
+            current = self._enter(
+                message, assignment, size, terms, buffering, client, policy, roster
+            )
         device.journal.note_version(terms.job, message.version)
         self._epoch = current
 
@@ -196,11 +199,9 @@ class BufferedRounds:
         buffering: Buffering,
         client: int,
         policy: Policy,
+        roster: RosterStatement,
     ) -> _Epoch:
         device = self._device
-        roster = device.roster(terms)
-        if roster is None:
-            raise PolicyRefusal("this device does not hold the job's roster", cause=Cause.ROSTER)
         mechanism = mechanism_of(assignment)
         params = check_params(message.params, size, terms, mechanism, roster.roster)
         agent = Agent(
@@ -262,6 +263,20 @@ class BufferedRounds:
             raise ProtocolError("this device is in no epoch of that job")
         return epoch
 
+    def _allowed(self, terms: Terms, policy: Policy) -> RosterStatement:
+        """The roster of a job that is within the owner's limits as they are now."""
+        roster = self._device.roster(terms)
+        if roster is None:
+            raise PolicyRefusal("this device does not hold the job's roster", cause=Cause.ROSTER)
+        policy.check_terms(terms, roster, self._device.worker.sha256)
+        return roster
+
+    def _check_limits(self, epoch: _Epoch, number: int, policy: Policy) -> None:
+        """Check a buffer against the owner's limits as they are now: an epoch may last for days."""
+        self._allowed(epoch.terms, policy)
+        others = self._device.journal.others(epoch.terms.job, number)
+        policy.check(epoch.assignment, participations=others)
+
     # -- training ---------------------------------------------------------------------------------
 
     def begin(self, message: fleet_pb2.Begin, model: fleet_pb2.Model | None) -> None:
@@ -272,6 +287,7 @@ class BufferedRounds:
         """
         epoch, device = self._current(message.job), self._device
         policy = device.ready()
+        self._check_limits(epoch, message.round, policy)
         check_buffer(
             message.round,
             message.version,
@@ -351,6 +367,7 @@ class BufferedRounds:
             raise ProtocolError("an upload is asked for by a message other than NEXT")
         if stage.round in device.journal.jobs[stage.job.hex()].uploaded:
             return self._again(epoch, stage)
+        self._check_limits(epoch, stage.round, policy)
         check_buffer(
             stage.round,
             message.version,

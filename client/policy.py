@@ -1,7 +1,7 @@
 """The owner's policy: what a coordinator may ask of this device. A refusal says why.
 
 ``policy.toml`` in the device's folder is a `Policy`, key by key; it is read again before every job
-and every round, so that a change takes effect at once.
+and every round, so that a change takes effect at once, also in a job that was agreed to before.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedsys.errors import Cause, ConfigError, PolicyRefusal
 from fedsys.privacy import PrivacyPlan, event_from_json
-from fedsys.queries import EVALUATED, Question
+from fedsys.queries import EVALUATED, Question, parse
 from fedsys.transparency import NoteError, VerifierKey
 from fedsys.transparency.cosignature import require_witness
 from fedsys.wire import Assignment
+from fedsys.wire.roster import RosterStatement
+from fedsys.wire.terms import Terms
 
 __all__ = ["ApprovedTask", "Policy", "QueryPolicy", "own_noise"]
 
@@ -244,6 +246,49 @@ class Policy:
                 f"max_participations",
                 cause=Cause.PARTICIPATION,
             )
+
+    def check_terms(self, terms: Terms, roster: RosterStatement, sha256: str) -> None:
+        """Raise unless what a job's terms ask is within these limits.
+
+        A job may run for long, so this is checked when it is offered and again whenever its next
+        contribution is asked for: a limit counts as soon as it is written.
+
+        Args:
+            terms: the terms offered, or agreed to before.
+            roster: those of the job's list who take part.
+            sha256: of the task's code or graph that this device has.
+
+        Raises:
+            PolicyRefusal: the message names the limit, its value and what was asked.
+        """
+        plan, newest = terms.plan, self.max_roster_version
+        if newest is not None and roster.version > newest:
+            raise PolicyRefusal(
+                f"the job uses roster version {roster.version}, the owner's max_roster_version "
+                f"is {newest}",
+                cause=Cause.ROSTER,
+            )
+        if self.witness_threshold and terms.buffering is not None:
+            raise PolicyRefusal(
+                f"buffered rounds do not prove that witnesses saw their reservations, which the "
+                f"owner's witness_threshold {self.witness_threshold} requires",
+                cause=Cause.WITNESSES,
+            )
+        self.check_task(terms.task, terms.options, sha256)
+        if plan.expected_cohort < self.min_cohort:
+            raise PolicyRefusal(
+                f"cohorts of {plan.expected_cohort:g} are below the owner's min_cohort "
+                f"{self.min_cohort}",
+                cause=Cause.COHORT,
+            )
+        self.check_colluders(plan, roster.colluders)
+        self.check_mechanism(plan.event().to_json())
+        if terms.kind != "train" or terms.evaluate_every:
+            try:
+                asked = parse(terms.questions)
+            except ConfigError as error:
+                raise PolicyRefusal(str(error), cause=Cause.QUESTION) from None
+            self.queries.check("evaluate" if terms.evaluate_every else terms.kind, asked)
 
     def check_task(
         self,

@@ -334,6 +334,7 @@ class Session:
         roster = list_of(self.chain, terms)
         if roster is None:
             raise PolicyRefusal("this device does not hold the job's roster", cause=Cause.ROSTER)
+        policy.check_terms(terms, roster, self._worker.sha256)
         size = announced_size(message.params)
         check_round(assignment, size, terms, client, policy=policy, journal=self.journal)
         check_witnessed(message, assignment, policy, signer=self.credentials.signer)

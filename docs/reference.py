@@ -260,7 +260,8 @@ job, so it may change between two starts."""
 
 _DEVICE = """\
 The owner of a device decides here what a coordinator may ask of it. The first run of an agent
-writes the file; it is read again before every job and every round, so a change counts at once."""
+writes the file; it is read again before every job and every round, so a change counts at
+once, also in a job that was agreed to before."""
 
 
 def main() -> None:

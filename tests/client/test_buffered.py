@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from fedsys.transparency import VerifierKey
+from fedsys.transparency.note import COSIGNATURE_V1
 from fedsys.wire import fleet_pb2
 from secure_agg import Kind
 from secure_agg.messages import kind_of
@@ -25,6 +29,14 @@ from tests.client.epochs import (
     reply,
     restarted,
     trained,
+)
+
+WITNESS = str(
+    VerifierKey(
+        name="w.example/1",
+        algorithm=COSIGNATURE_V1,
+        public=Ed25519PrivateKey.generate().public_key().public_bytes_raw(),
+    )
 )
 
 
@@ -79,6 +91,39 @@ def test_who_contributed_as_often_as_was_agreed_is_asked_no_more(devices: Device
     assert cause == "PARTICIPATION"
     assert "asked to take part 2 times in 2 buffers: 1 were agreed to" in reason
     assert devices.all[0].session.take_work() is None
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"corrupt": 0.45},
+        {"colluders": 1},
+        {"max_roster_version": 0},
+        {"max_clip": 0.1},
+        {"max_participations": 0},
+        {"tasks": {}},
+        {"witnesses": (WITNESS,), "witness_threshold": 1},
+    ],
+)
+def test_a_limit_tightened_later_counts_in_a_running_epoch(
+    devices: Devices, limits: dict[str, Any]
+) -> None:
+    epoch = Epoch(devices, buffered_terms(devices))
+    epoch.invite(0, 1)
+    for client in (0, 1, 2):
+        device = devices.all[client]
+        if client == 0:
+            epoch.train(device)
+        device.policy[0] = dataclasses.replace(device.policy[0], **limits)
+    named, said = max(limits), []
+    told = epoch.aggregator.next_upload(0)
+    said.append(refused(devices.all[0].handle(epoch.collect(told))))
+    assert devices.all[1].session.handle(epoch.model(epoch.buffer)) is None
+    said.append(refused(devices.all[1].handle(epoch.begin())))
+    assert devices.all[2].session.handle(epoch.model()) is None
+    said.append(refused(devices.all[2].handle(epoch.invitation(2))))
+    assert all(("not on the owner's list" if named == "tasks" else named) in why for _, why in said)
+    assert not any(record(each).joined for each in devices.all)
 
 
 def test_what_is_trained_is_told_with_the_consent(epoch: Epoch) -> None:

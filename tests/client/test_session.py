@@ -24,7 +24,7 @@ from fedsys.queries import Sheet, parse
 from fedsys.wire import fleet_pb2
 from fedsys.wire.roster import RosterStatement, signed_message
 from secure_agg import Identity
-from tests.client.devices import PLAN, Book, Conversation, D, Device, Devices, offer, plan_of
+from tests.client.devices import CODE, PLAN, Book, Conversation, D, Device, Devices, offer, plan_of
 
 NO_NOISE: dict[str, Any] = {"mechanism": "none", "noise_multiplier": 0.0}
 
@@ -146,6 +146,11 @@ def test_each_limit_is_enforced_before_anything_is_spent(
         ({"max_clip": 0.5}, "max_clip"),
         ({"max_participations": 0}, "max_participations"),
         ({"tasks": {}}, "not on the owner's list"),
+        ({"tasks": {"digits": ApprovedTask(sha256="ee")}}, "is not what the owner approved"),
+        ({"tasks": {"digits": ApprovedTask(sha256=CODE, options={"a": 1})}}, "approved with"),
+        ({"corrupt": 0.45}, "the owner's policy says corrupt = 0.45"),
+        ({"colluders": 1}, "the owner's policy says colluders = 1"),
+        ({"max_roster_version": 0}, "max_roster_version"),
     ],
 )
 def test_a_limit_tightened_later_counts_in_the_next_round(
