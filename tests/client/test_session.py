@@ -162,6 +162,19 @@ def test_a_limit_tightened_later_counts_in_the_next_round(
     assert not device.session.journal.jobs[talk.terms.job.hex()].joined
 
 
+def test_evaluations_barred_later_are_refused_between_rounds_of_training(devices: Devices) -> None:
+    device = devices.all[0]
+    for each in devices.all:
+        each.policy[0] = dataclasses.replace(
+            each.policy[0], queries=QueryPolicy(allow=("evaluate",))
+        )
+    asked = {"ask": "mean", "name": "m", "column": "accuracy", "low": 0, "high": 1}
+    talk = agree(devices, evaluate_every=1, held_out=0.5, questions=(asked,))
+    device.policy[0] = dataclasses.replace(device.policy[0], queries=QueryPolicy(allow=()))
+    assert "the owner's queries.allow is []" in refusal(talk.invite(device, 0))
+    assert talk.invite(devices.all[1], 1).HasField("answer")
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
