@@ -290,7 +290,7 @@ def _build_own(name: str, options: StrategyOptions) -> Strategy:
         with importable_here():
             module = importlib.import_module(module_name)
         factory = getattr(module, attribute)
-    except Exception as error:  # whatever a user's code raises
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
         words = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"server.strategy = '{name}' cannot be loaded: {type(error).__name__}: {words}"
@@ -301,7 +301,7 @@ def _build_own(name: str, options: StrategyOptions) -> Strategy:
         strategy = factory(options)
     except FedsysError:
         raise
-    except Exception as error:  # whatever a user's code raises
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
         words = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"server.strategy = '{name}' must be callable with one StrategyOptions: "

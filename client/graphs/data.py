@@ -134,7 +134,7 @@ def _from_module(source: str) -> tuple[Array, Array]:
     try:
         with importable_here():
             x, y = getattr(importlib.import_module(module), name)()
-    except Exception as error:  # whatever the owner's code raises
+    except (Exception, SystemExit) as error:  # whatever the owner's code raises
         raise DataError(f"--data {source}: {type(error).__name__}: {error}") from error
     return np.asarray(x), np.asarray(y)
 

@@ -63,7 +63,10 @@ def refuse_carryover(task: Task, model: nn.Module, local: LocalConfig, examples:
         after = update(there[:size])
     except FedsysError:
         raise
-    except Exception:  # whatever a user's code raises; real training names the client that fails
+    except (
+        Exception,
+        SystemExit,
+    ):  # whatever a user's code raises; real training names the client that fails
         return
     scale = float(torch.nan_to_num(before).abs().max())
     worst = float(torch.nan_to_num(after - before).abs().max())

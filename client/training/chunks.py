@@ -93,7 +93,7 @@ class ChunkRunner:
             self._check_fits(path, clients)
             schedule = self._schedule(clients, pool)
             self._path(path).updates(start, pool, schedule, clients.seeds, out)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             halves = self._halves(path, error, start, pool, clients)
             middle = len(halves[0])
             for part, into in zip(halves, (out[:middle], out[middle:]), strict=True):
@@ -114,7 +114,7 @@ class ChunkRunner:
             if isinstance(local, SummingPath):
                 schedule = self._schedule(clients, pool)
                 return local.clipped_sum(start, pool, schedule, clients.seeds, clip)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             halves = self._halves(path, error, start, pool, clients)
             parts = [self.clipped_sum(path, start, pool, part, clip) for part in halves]
             return parts[0][0] + parts[1][0], torch.cat([norms for _, norms in parts])
@@ -126,7 +126,7 @@ class ChunkRunner:
             raise _TooManyError
 
     def _halves(
-        self, path: str, error: Exception, start: Tensor, pool: Examples, clients: Clients
+        self, path: str, error: BaseException, start: Tensor, pool: Examples, clients: Clients
     ) -> tuple[Clients, Clients]:
         """The halves to train instead if memory ran out, which is logged once per size.
 
@@ -161,7 +161,7 @@ class ChunkRunner:
         return self._paths[name]
 
     def _blame(
-        self, error: Exception, start: Tensor, pool: Examples, clients: Clients
+        self, error: BaseException, start: Tensor, pool: Examples, clients: Clients
     ) -> FedsysError:
         """The error to raise: trains the clients one by one to find whose data fails."""
         if isinstance(error, FedsysError):
@@ -176,7 +176,7 @@ class ChunkRunner:
                     alone.seeds,
                     start.new_empty((1, len(start))),
                 )
-            except Exception as own:
+            except (Exception, SystemExit) as own:
                 if _out_of_memory(own):
                     return TrainingError(
                         f"client {alone.names[0]}: out of memory with this client alone, which has "
@@ -199,7 +199,7 @@ class _TooManyError(Exception):
     """More clients than fit into memory, by an earlier failure."""
 
 
-def _out_of_memory(error: Exception) -> bool:
+def _out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error)
@@ -208,5 +208,5 @@ def _out_of_memory(error: Exception) -> bool:
     )
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]

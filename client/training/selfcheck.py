@@ -128,7 +128,7 @@ def reason_to_refuse(
                 LoopPath(task, twin, short).updates(start, some, plain, [seed], expected)
                 scales.append(float(torch.linalg.vector_norm(expected, torch.inf)))
                 differences.append(float(torch.linalg.vector_norm(expected.sub_(own), torch.inf)))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return f"{type(error).__name__}: {_first_line(error)}"
         del found, own, expected  # before the next clients' are made
         scale, worst = float(np.max(scales)), float(np.max(differences))  # NaN stays NaN
@@ -148,7 +148,7 @@ def _runs(task: Task, model: nn.Module, examples: Examples, local: LocalConfig) 
         LoopPath(task, copy.deepcopy(model), local).updates(
             start, examples, schedule, [1], start.new_empty((1, len(start)))
         )
-    except Exception:  # whatever a user's code raises; the comparison says it again
+    except (Exception, SystemExit):  # whatever a user's code raises; the comparison says it again
         return False
     return True
 
@@ -165,7 +165,7 @@ def _fails(
         path.updates(
             start, examples, build(rows, [1, 2], one), [1, 2], start.new_empty((2, len(start)))
         )
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return f"{type(error).__name__}: {_first_line(error)}"
     return None
 
@@ -190,7 +190,7 @@ def spread_rows(examples: Examples, most: int) -> Examples:
     return some.take(rows[:: max(1, len(rows) // most)][:most])
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     line = text[0] if text else "no message"
     return line if len(line) <= 160 else line[:157] + "..."

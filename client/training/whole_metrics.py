@@ -45,7 +45,7 @@ def _checked(name: str, function: Callable[..., Any]) -> WholeMetric:
     def figure(outputs: Tensor, targets: Tensor) -> float:
         try:
             return float(function(outputs, targets))
-        except Exception as error:  # whatever a user's code raises
+        except (Exception, SystemExit) as error:  # whatever a user's code raises
             raise ConfigError(
                 f"evaluation.metrics = {name!r} on outputs {tuple(outputs.shape)} failed: "
                 f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

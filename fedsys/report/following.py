@@ -163,11 +163,11 @@ class _Courier:
             if self.problem is None:
                 try:
                     call(self.tracker)
-                except Exception as error:  # whatever a tracker does, the run goes on
+                except (Exception, SystemExit) as error:  # whatever a tracker does, the run goes on
                     self.problem = _reason(error, self.spec)
 
 
-def _reason(error: Exception, spec: str) -> str:
+def _reason(error: BaseException, spec: str) -> str:
     """One line without the credentials that an address may hold."""
     text = " ".join(str(error).split())[:200]
     for secret in re.findall(r"//([^/@\s]*)@", spec):

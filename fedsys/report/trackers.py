@@ -280,7 +280,7 @@ def _own(spec: str, module: str, attribute: str) -> Tracker:
     try:
         with importable_here():
             tracker = getattr(importlib.import_module(module), attribute)()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"--track {spec}: cannot be created: {type(error).__name__}: {text}; built in are "

@@ -105,7 +105,7 @@ class ByClient:
             found = self.load(client)
         except FedsysError:
             raise
-        except Exception as error:  # whatever a user's code raises
+        except (Exception, SystemExit) as error:  # whatever a user's code raises
             words = " ".join(str(error).split())[:200]
             raise DataError(
                 f"ByClient.load({client}) failed: {type(error).__name__}: {words}"

@@ -151,7 +151,7 @@ def _check_labels(task: Task, output: Tensor, labels: Tensor, called: str) -> No
         row = int(torch.nonzero(labels == label)[0, 0])
         try:
             task.loss(output, labels[row : row + 1].clone())
-        except Exception as error:  # whatever a user's code raises
+        except (Exception, SystemExit) as error:  # whatever a user's code raises
             raise DataError(
                 f"task {task.name}: {called} example {row} has the label {label}, which loss does "
                 f"not take ({type(error).__name__}); the model has {classes} outputs, for labels 0 "
@@ -163,14 +163,14 @@ def _check_kind_of_labels(task: Task, outputs: Tensor, labels: Tensor) -> None:
     """Labels of a kind that the loss does not take, though it takes them after a conversion."""
     try:
         task.loss(outputs, labels)
-    except Exception as error:  # whatever a user's code raises
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
         for kind in (torch.int64, outputs.dtype):
             converted = labels.to(kind)
             if labels.dtype == kind or not torch.equal(converted.to(labels.dtype), labels):
                 continue
             try:
                 task.loss(outputs, converted)
-            except Exception:  # the first error is the one to report
+            except (Exception, SystemExit):  # the first error is the one to report
                 continue
             name = str(kind).removeprefix("torch.")
             raise DataError(
@@ -220,7 +220,7 @@ def _called(
         return call()
     except FedsysError:
         raise
-    except Exception as error:  # whatever a user's code raises
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
         given = ""
         if examples is not None:
             given = f" on inputs {_kinds(examples.x)} and targets {_kinds(examples.y)}"

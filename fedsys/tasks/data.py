@@ -28,7 +28,7 @@ def read_data(task: Task, source: DataSource) -> FederatedData:
         found = task.clients(source)
     except FedsysError:
         raise
-    except Exception as error:  # whatever a user's code raises
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
         words = "" if source.private else f": {' '.join(str(error).split())[:200]}"
         raise DataError(
             f"task {task.name} could not read its data: {type(error).__name__} in "
@@ -42,7 +42,7 @@ def read_data(task: Task, source: DataSource) -> FederatedData:
     return found
 
 
-def _where(error: Exception) -> str:
+def _where(error: BaseException) -> str:
     """File and line of the innermost frame in the user's code, or in a library if there is none."""
     frames = [
         frame

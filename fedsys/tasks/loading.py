@@ -102,7 +102,7 @@ def _resolve(name: str) -> Any:
     try:
         with redirect_stdout(sys.stderr):  # which belongs to what the command prints
             module = _current(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         files = [path.stem for place in places for path in Path(place).glob("*.py")]
         missing = isinstance(error, ModuleNotFoundError) and error.name == module_name
         hint = nearest(module_name, files) if missing else ""
@@ -165,7 +165,7 @@ def finished(name: str, found: Any, options: Mapping[str, Any]) -> Task:
             found = found(**options)
         except FedsysError:
             raise
-        except Exception as error:  # whatever a user's code raises
+        except (Exception, SystemExit) as error:  # whatever a user's code raises
             words = " ".join(str(error).split())[:200]
             raise ConfigError(
                 f"task.name = {name!r}: cannot be built with options {options}: "

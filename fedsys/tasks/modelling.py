@@ -60,7 +60,7 @@ def init_model(
             model(conformed(model, some[:1].zeros()).x)
     except FedsysError:
         raise
-    except Exception as error:  # whatever a user's code raises
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
         words = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"task {task.name}: init_model's {lazy[0]} is lazy and could not be given a shape by "

@@ -26,7 +26,7 @@ def attribute_of(name: str, key: str) -> Callable[..., Any]:
     try:
         with importable_here():
             found = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # whatever a user's code raises
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
         words = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"{key} = {name!r} cannot be loaded: {type(error).__name__}: {words}"

@@ -53,7 +53,7 @@ class Recipe:
         else:
             try:
                 task = pickle.loads(self.given)  # noqa: S301 - from the process that runs the job
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise ConfigError(
                     f"task {self.name}: the object cannot be unpickled in another process: "
                     f"{type(error).__name__}: {error}; set engine.processes to 1"
@@ -160,7 +160,7 @@ class Origin:
     def _pickled(self) -> bytes:
         try:
             return pickle.dumps(self.task, protocol=pickle.HIGHEST_PROTOCOL)
-        except Exception as error:  # whatever a user's __reduce__ raises
+        except (Exception, SystemExit) as error:  # whatever a user's __reduce__ raises
             raise ConfigError(
                 f"task {self.name} cannot be pickled for other processes "
                 f"({type(error).__name__}: {error}); to train in several, give a task that is "

@@ -200,7 +200,7 @@ class _Device:
             self._halve(resident, finish, clients, error)
         except FedsysError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._explained(clients, error) from error
 
     def _halve(
@@ -228,7 +228,7 @@ class _Device:
         )
         self._train_in_parts(resident, finish, clients)
 
-    def _explained(self, clients: Sequence[int], error: Exception) -> TrainingError:
+    def _explained(self, clients: Sequence[int], error: BaseException) -> TrainingError:
         """The error with the client that caused it, if training again outside the graph fails."""
         try:
             self.chunks.vectors(clients)

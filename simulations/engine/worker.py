@@ -152,7 +152,7 @@ def serve(link: Connection, arena_descriptor: int) -> None:
     keep_freed_memory()
     try:
         worker = _Worker(spec, Arena.attached(arena_descriptor, spec.places))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         link.send(("failed", f"a worker process could not start: {_said(error)}"))
         return
     link.send(("ready",))
@@ -165,17 +165,17 @@ def serve(link: Connection, arena_descriptor: int) -> None:
             if brief is not None:
                 worker.begin(pickle.loads(brief))  # noqa: S301 - from the parent
             reply = worker.add(clients) if verb == "add" else worker.vectors(clients)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             reply = ("failed", _of_clients(error, clients))
         link.send(reply)
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     text = " ".join(str(error).split())[:500]
     return text if isinstance(error, FedsysError) else f"{type(error).__name__}: {text}"
 
 
-def _of_clients(error: Exception, clients: tuple[int, ...]) -> str:
+def _of_clients(error: BaseException, clients: tuple[int, ...]) -> str:
     if isinstance(error, FedsysError):
         return str(error)
     return (

@@ -86,7 +86,7 @@ def procedure_named(name: str) -> Procedure:
         with importable_here():
             module = importlib.import_module(module_name)
         found = getattr(module, attribute)
-    except Exception as error:  # whatever a user's code raises
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
         words = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"local.procedure = {name!r} cannot be loaded: {type(error).__name__}: {words}"
@@ -95,7 +95,7 @@ def procedure_named(name: str) -> Procedure:
         return _made(name, found() if isinstance(found, type) else found)
     except FedsysError:
         raise
-    except Exception as error:  # whatever a user's code raises
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
         words = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"local.procedure = {name!r}: its class cannot be built without arguments: "

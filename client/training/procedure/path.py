@@ -129,7 +129,7 @@ class ProcedurePath:
                 self._procedure.run(model, own, local)
         except FedsysError as error:
             raise type(error)(f"client {name}: {error}") from error
-        except Exception as error:  # whatever a user's code raises
+        except (Exception, SystemExit) as error:  # whatever a user's code raises
             raise TrainingError(
                 f"client {name}: {self._procedure.name} on its {len(own)} examples failed: "
                 f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -171,7 +171,10 @@ class ProcedurePath:
                 self._one(start, some, rows, 11, "of the trial", trial)
                 for rows in (half, half[::-1] + len(some) - len(half), half)
             )
-        except Exception:  # a few rows need not suffice; real training names the client that fails
+        except (
+            Exception,
+            SystemExit,
+        ):  # a few rows need not suffice; real training names the client that fails
             return
         worst = float(np.abs(np.nan_to_num(one - again)).max(initial=0.0))
         scale = float(np.abs(np.nan_to_num(one)).max(initial=0.0))

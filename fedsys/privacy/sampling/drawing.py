@@ -89,7 +89,7 @@ class CohortSampler:
         where = f"cohort.sampling: round {round}: the job's own code"
         try:
             given = np.asarray(self._choose(round, left.copy(), self._size, numbers))
-        except Exception as error:  # whatever a user's code raises
+        except (Exception, SystemExit) as error:  # whatever a user's code raises
             words = " ".join(str(error).split())[:200]
             raise ConfigError(f"{where} failed: {type(error).__name__}: {words}") from error
         if given.ndim != 1 or given.dtype.kind not in "iu" or given.size != self._size:

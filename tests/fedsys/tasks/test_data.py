@@ -70,6 +70,11 @@ class Broken(Task):
         raise KeyError("width")
 
 
+class Leaves(Task):
+    def init_model(self, seed: int) -> Any:
+        raise SystemExit(0)
+
+
 class MeanLoss(Task):
     def loss(self, outputs: Any, targets: Any) -> Any:
         return functional.cross_entropy(outputs, targets)
@@ -123,6 +128,7 @@ def test_a_task_that_keeps_to_it(task: Task) -> None:
         (Eight(), r"init_model's parameter weight is float8_e5m2 \(2, 4\); what is trained is"),
         (NoModel(), "init_model returned Tensor"),
         (Broken(), "init_model failed: KeyError: 'width'"),
+        (Leaves(), "init_model failed: SystemExit: 0"),
         (MeanLoss(), r"loss of 1 examples has shape \(\); it has to be \(1,\)"),
         (FloatMetric(), "metric 'accuracy' is a float; it has to be a tensor"),
         (MeanMetric(), r"metric 'accuracy' of 1 examples has shape \(\)"),
@@ -182,6 +188,11 @@ class Raises(Task):
         return int("SECRET")
 
 
+class Exits(Task):
+    def clients(self, source: DataSource) -> Any:
+        raise SystemExit(0)
+
+
 class Nothing(Task):
     def clients(self, source: DataSource) -> Any:
         return None
@@ -193,6 +204,8 @@ def test_an_exception_of_the_tasks_code_is_one_line() -> None:
     assert "task mine could not read its data: ValueError in test_data.py:" in str(refused.value)
     assert "SECRET" in str(refused.value)
     assert isinstance(refused.value.__cause__, ValueError)
+    with pytest.raises(DataError, match=r"SystemExit in test_data\.py:\d+: 0; fix the data"):
+        read_data(Exits(), DataSource())
     with pytest.raises(DataError, match="clients\\(\\) returned NoneType"):
         read_data(Nothing(), DataSource())
 

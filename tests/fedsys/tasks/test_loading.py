@@ -128,6 +128,8 @@ def test_wrong_names_are_one_clear_line(own: str) -> None:
         load(f"{own}:Raising")
     with pytest.raises(ConfigError, match=r"'how': 'OSError'\}: OSError: a b$"):
         load(f"{own}:Raising", {"how": "OSError"})
+    with pytest.raises(ConfigError, match=r"SystemExit: a b$"):
+        load(f"{own}:Raising", {"how": "SystemExit"})
     with pytest.raises(ConfigError, match="is a finished task and takes none"):
         load(f"{own}:ready", {"width": 3})
 
@@ -136,9 +138,12 @@ def test_a_module_that_fails_on_import_says_how(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken_task_module.py").write_text("1 / 0\n")
+    (tmp_path / "leaving_task_module.py").write_text("raise SystemExit(0)\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="failed: ZeroDivisionError"):
         load("broken_task_module:Mine")
+    with pytest.raises(ConfigError, match="failed: SystemExit: 0"):
+        load("leaving_task_module:Mine")
 
 
 def test_wrong_options_are_one_clear_line() -> None:

@@ -64,6 +64,8 @@ class Fragile(Digits):
             time.sleep(60)
         if self.how == "raises":
             raise ValueError("the label is a cat")
+        if self.how == "exits":
+            raise SystemExit("the label is a cat")
         return super().loss(outputs, targets)
 '''
 
@@ -216,11 +218,12 @@ def test_a_chunk_that_kills_every_process_is_named(
             pool.total(work_of(setting), [(3, 4)], setting.plan.build_mechanism().length)
 
 
+@pytest.mark.parametrize("how", ["raises", "exits"])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_failing_client_is_named(
-    processes: int, configure: Configure, task: Callable[[str], list[str]], tmp_path: Path
+    how: str, processes: int, configure: Configure, task: Callable[[str], list[str]], tmp_path: Path
 ) -> None:
-    config = configure(*task("raises"), f"engine.processes={processes}")
+    config = configure(*task(how), f"engine.processes={processes}")
     with pytest.raises(TrainingError, match=r"client \d+: .*the label is a cat.*check its data"):
         harness.run(config, out=tmp_path / "run")
 

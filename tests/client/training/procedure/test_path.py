@@ -126,6 +126,7 @@ def test_generators_depend_on_the_client_s_seed_alone(data: FederatedData) -> No
     [
         (f"{OWN}:sends_undeclared", r"client 0: local\.send\('surprise'.*declared: none"),
         (f"{OWN}:keeps_no_tensor", r"client 0: local\.state has to be a dict of names to tensors"),
+        (f"{OWN}:exits", r"client 0: .* on its \d+ examples failed: SystemExit: 0"),
         (f"{OWN}:replaces_the_model", "is not in the model any more"),
         (f"{OWN}:remembers_others", "changes by up to"),
         (f"{OWN}:nothing", "cannot be loaded"),
