@@ -62,6 +62,8 @@ from server.strategy_base import ReceivingStrategy, Strategy, shared_by
 __all__ = ["Coordinator", "JobTerms", "OpenRound", "SumRefused"]
 
 Weights = NDArray[np.float32]
+# Squares of norms up to this are finite.
+_MOST_NORM = 1e150
 _NO_NONCES: Mapping[int, bytes] = MappingProxyType({})
 
 
@@ -497,4 +499,6 @@ def _strength(mean: NDArray[np.float64], mechanism: Mechanism) -> dict[str, floa
     noise = mechanism.noise_deviation * math.sqrt(len(mean))
     # Not np.linalg.norm: the threads of its dot product cost more than they save.
     released = math.sqrt(float(np.einsum("i,i", mean, mean)))
+    # The round is paid for: figures saturate where a square would raise OverflowError.
+    released, noise = min(released, _MOST_NORM), min(noise, _MOST_NORM)
     return {"signal_norm": math.sqrt(max(released**2 - noise**2, 0.0)), "noise_norm": noise}

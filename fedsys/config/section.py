@@ -7,7 +7,16 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-__all__ = ["Count", "Finite", "Fraction", "NonNegative", "Positive", "Probability", "Section"]
+__all__ = [
+    "Count",
+    "Finite",
+    "Fraction",
+    "NonNegative",
+    "Norm",
+    "Positive",
+    "Probability",
+    "Section",
+]
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 
@@ -18,8 +27,16 @@ def _finite(value: float) -> float:
     return value
 
 
+def _norm(value: float) -> float:
+    """Updates are float32, and a norm's square has to stay finite and above zero in float64."""
+    if not 1e-30 <= value <= 1e30:
+        raise ValueError("must lie between 1e-30 and 1e30")
+    return value
+
+
 Finite = Annotated[float, AfterValidator(_finite)]
 Positive = Annotated[Finite, Field(gt=0)]
+Norm = Annotated[Finite, AfterValidator(_norm)]
 NonNegative = Annotated[Finite, Field(ge=0)]
 Fraction = Annotated[Finite, Field(ge=0, lt=1)]
 Probability = Annotated[Finite, Field(gt=0, le=1)]

@@ -11,6 +11,7 @@ from fedsys.config.section import (
     Finite,
     Fraction,
     NonNegative,
+    Norm,
     Positive,
     Probability,
     Section,
@@ -346,12 +347,12 @@ class Privacy(Section):
     epsilon: Positive | None = None
     noise_multiplier: Positive | None = None
     delta: Annotated[Finite, Field(gt=0, lt=1)] = 1e-5
-    clip: Positive = 1.0
+    clip: Norm = 1.0
     unit: Literal["client", "example"] = "client"
     guarantee: Literal["outsider", "server"] = "outsider"
     max_colluders: Annotated[int, Field(ge=0)] = 0
     max_participations: Count | None = None
-    example_clip: Positive = 1.0
+    example_clip: Norm = 1.0
     example_rate: Probability | None = None
     adaptive_quantile: Annotated[Finite, Field(gt=0, lt=1)] | None = None
     adaptive_rate: Positive = 0.2

@@ -15,7 +15,7 @@ from fedsys.errors import BudgetExceeded, MechanismError
 from fedsys.privacy import read_ledger
 from fedsys.privacy.randomness import AesCtrStream
 from fedsys.run_folder import RunFolder
-from server.coordinator import Coordinator, OpenRound, SumRefused
+from server.coordinator import Coordinator, OpenRound, SumRefused, _strength
 from server.job import Job, JobFacts
 from server.job_opening import JobSpec, start_job
 from server.job_settings import plan_for
@@ -181,3 +181,13 @@ def test_a_round_whose_sum_may_exist_counts_as_a_contribution(
         lose(coordinator)
         opened = "opened" in request.node.callspec.id
         assert coordinator.exhausted == (frozenset(first.cohort) if opened else frozenset())
+
+
+@pytest.mark.parametrize("deviation", [1e-3, 1e170, 1e307])
+def test_figures_of_a_paid_round_saturate(deviation: float) -> None:
+    class Loud:
+        noise_deviation = deviation
+
+    for mean in (np.full(400, 1e160), np.full(400, 1.0)):
+        found = _strength(mean, Loud())  # type: ignore[arg-type]
+        assert all(math.isfinite(each) for each in found.values())
