@@ -161,7 +161,9 @@ def check_state(
 
 
 def advance(weights: Vector, step: NDArray[np.float64]) -> Vector:
-    """Add in float64, so that rounding to the model's dtype happens only once."""
+    """Add in float64, so that rounding to the model's dtype happens only once. What overflows is
+    infinite, for the caller to refuse."""
     found = np.empty_like(weights)
-    np.add(weights, step, out=found, dtype=np.float64, casting="same_kind")
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.add(weights, step, out=found, dtype=np.float64, casting="same_kind")
     return found

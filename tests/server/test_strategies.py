@@ -252,3 +252,13 @@ def test_a_users_own_strategy_is_found_in_the_working_directory(
         build_strategy("no_such_module_anywhere:Own")
     with pytest.raises(ConfigError, match="cannot be loaded"):
         build_strategy(":Own")
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam"])
+def test_a_step_that_overflows_is_infinite_without_a_warning(
+    name: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    step = build_strategy(name, learning_rate=1e300)
+    weights = step.apply(np.zeros(D, np.float32), np.full(D, 1e-3))
+    assert not np.isfinite(weights).all()
+    assert not recwarn.list
