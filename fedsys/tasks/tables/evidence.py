@@ -130,9 +130,18 @@ def check_units(
         )
 
 
-def check_ids(column: Column, values: NDArray[np.float64]) -> None:
+def check_ids(
+    column: Column,
+    values: NDArray[np.float64],
+    remedy: str = "leave the column out with ignore",
+) -> None:
     """Refuse to treat whole numbers beyond 2^53 as quantities: they are probably ids, and different
     ones would become the same float64.
+
+    Args:
+        column: where they are.
+        values: its numbers, one per row.
+        remedy: what to do about one.
 
     Raises:
         DataError: there is such a number; the message names the first.
@@ -151,7 +160,7 @@ def check_ids(column: Column, values: NDArray[np.float64]) -> None:
             row,
             str(column.at(row)).strip(),
             "is a whole number beyond 2^53, an id more likely than a quantity",
-            "leave the column out with ignore",
+            remedy,
         )
 
 

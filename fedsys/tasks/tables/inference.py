@@ -197,9 +197,16 @@ class _Inference:
 
     def _is_quantity(self, column: Column, numeric: Column, missing: NDArray[np.bool_]) -> bool:
         """Whether a label of numbers is to be predicted as a number; raises if that is unclear."""
-        values = numeric.numbers(missing, "fix it")[~missing]
+        numbers = numeric.numbers(missing, "fix it")
+        check_ids(
+            column,
+            np.where(missing, 0.0, numbers),
+            "say target = 'class' if it denotes a class, or target = 'number' if it is to be "
+            "predicted as a number",
+        )
+        values = numbers[~missing]
         different = np.unique(values)
-        if (different != np.floor(different)).any():
+        if (different != np.floor(different)).any() or (np.abs(different) >= 2**53).any():
             return True
         whole, count = different.astype(np.int64), len(different)
         if count <= 2:
@@ -444,10 +451,10 @@ class _Inference:
 
 
 def _same_number(text: str) -> str:
-    """The same text for 1 and 1.0; empty if `text` is not a number."""
-    return (
-        repr(float(text)) if plain_number(text) and not text.lstrip("+-").startswith("00") else ""
-    )
+    """The same text for 1 and 1.0; empty if `text` is not a number, or has no float of its own."""
+    if not plain_number(text) or text.lstrip("+-").startswith("00"):
+        return ""
+    return repr(float(text)) if abs(float(text)) < 2**53 else ""
 
 
 def _two_ways(names: Sequence[str]) -> Iterator[tuple[str, str]]:

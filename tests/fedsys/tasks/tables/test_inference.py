@@ -225,6 +225,20 @@ def test_what_a_label_is(read: Read, labels: list[object], kind: str, outputs: i
     assert len(reading.classes) == (0 if kind == "number" else outputs)
 
 
+def test_labels_beyond_what_a_float_holds_are_asked_about(
+    read: Read, recwarn: pytest.WarningsRecorder
+) -> None:
+    for labels in ([10**25 + k % 2 for k in range(60)], [10**25 * (1 + k % 30) for k in range(60)]):
+        text = labelled(labels)
+        with pytest.raises(
+            DataError, match=r"row 1: '1\d+' is a whole number beyond 2\^53.*'class'"
+        ):
+            read(text)
+        assert len(read(text, target="class")[1].classes) == len(set(labels))
+    assert read(labelled([f"{1 + k % 30}e25" for k in range(60)]))[1].target == "number"
+    assert not recwarn.list
+
+
 def test_a_label_that_could_be_either_is_asked_about(read: Read) -> None:
     text = labelled([18 + k % 12 for k in range(120)])
     with pytest.raises(DataError, match="12 different whole numbers from '18' to '29': say target"):
