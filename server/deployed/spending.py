@@ -119,7 +119,7 @@ def _states(folder: RunFolder, noted: Standings) -> bool:
 def _spent_by(row: JobRow, folder: RunFolder) -> Standings:
     """By what a job's folder holds; where its ledger cannot be read, by its epsilons alone."""
     # Of one that is lost or whose folder is gone only the promise is known, in its view.
-    if row.status == "lost" or (row.ledger and not folder.begun):
+    if row.status == "lost" or (not folder.begun and row.ledger):
         promised = math.inf if row.promised is None else row.promised
         return alone(Epsilons(outsider=promised, participant=math.inf, server=math.inf))
     if not folder.begun:
