@@ -188,8 +188,7 @@ def resume(
     if is_unfinished_end(folder) and (view := _closed(folder)) is not None:
         with disk_errors(path), uninterrupted():
             finish_ended(folder, view)
-        metrics = folder.last_metrics()
-        return RunResult(folder=path, rounds=len(view.rounds), interrupted=False, metrics=metrics)
+        return ended(path)
     setting = prepare(config, data=data, device=device, origin=origin)
     with setting.engine, ThreadPoolExecutor(_DISK_THREADS, "disk") as disk:
         job = restore_job(folder, _spec(setting, disk))
@@ -197,6 +196,13 @@ def resume(
             lines = job.ledger.private_rounds.values()
             setting.clock.now = max((it.get("simulated_seconds", 0.0) for it in lines), default=0.0)
             return run_rounds(setting, job, observer or _ignore)
+
+
+def ended(path: Path) -> RunResult:
+    """Where a run ended whose ledger is closed."""
+    folder = RunFolder(path)
+    rounds = len(read_ledger(folder.ledger).rounds)
+    return RunResult(folder=path, rounds=rounds, interrupted=False, metrics=folder.last_metrics())
 
 
 def _signed_config(folder: RunFolder) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
@@ -99,7 +100,7 @@ def simulate(
     from fedsys import tasks
     from fedsys.config import load
     from fedsys.config.named_code import NamedCode
-    from fedsys.errors import ConfigError
+    from fedsys.errors import ConfigError, LedgerClosed
     from simulations import harness
 
     tasks.look_beside(config)
@@ -178,7 +179,14 @@ def simulate(
         tracked(track, resume or out, shown, quiet=quiet or json) as watch,
     ):
         if resume is not None:
-            result = harness.resume(resume, data=data, device=device, observer=watch, named=named)
+            try:
+                result = harness.resume(
+                    resume, data=data, device=device, observer=watch, named=named
+                )
+            except LedgerClosed:
+                if _is_reported(resume):
+                    raise
+                result = harness.ended(resume)
         elif canaries is not None:
             from simulations import canaries as planted
 
@@ -209,13 +217,28 @@ def _resuming(folder: Path) -> str:
     from fedsys.run_folder import RunFolder
 
     named = NamedCode.of(RunFolder(folder).read_config()).options
-    return " ".join(filter(None, ["fedsys simulate --resume", str(folder), named]))
+    return " ".join(filter(None, ["fedsys simulate --resume", shlex.quote(str(folder)), named]))
+
+
+def _is_reported(folder: Path) -> bool:
+    """Whether the page was written since the ledger was."""
+    from fedsys.run_folder import RunFolder
+
+    run = RunFolder(folder)
+    return run.report.is_file() and run.report.stat().st_mtime >= run.ledger.stat().st_mtime
 
 
 def _finish(result: RunResult, *, json: bool, quiet: bool) -> None:
     from fedsys.cli.finish import audit_and_report
+    from fedsys.errors import RunFolderError
 
-    checked = audit_and_report(result.folder)
+    try:
+        checked = audit_and_report(result.folder)
+    except (OSError, RunFolderError) as error:
+        raise RunFolderError(
+            f"{error}; what was trained is kept: fix that, then `{_resuming(result.folder)}` "
+            f"writes the report"
+        ) from error
     if json:
         typer.echo(result.folder.joinpath("summary.json").read_text(encoding="utf-8"), nl=False)
     elif not quiet:

@@ -81,3 +81,15 @@ def test_a_finished_run_is_not_resumed(fedsys: CommandLine) -> None:
     assert finished.returncode == 2
     assert "closed" in finished.stderr
     assert "Traceback" not in finished.stderr
+    report = run / "report.html"
+    report.unlink()
+    report.mkdir()
+    failed = fedsys.run("simulate", "--resume", run)
+    assert failed.returncode == 2, failed.stderr
+    assert f"then `fedsys simulate --resume {run}` writes the report" in failed.stderr
+    report.rmdir()
+    again = fedsys.run("simulate", "--resume", run)
+    assert again.returncode == 0, again.stderr
+    assert report.is_file()
+    audited = fedsys.run("audit", run)
+    assert audited.returncode == 0, audited.stderr
