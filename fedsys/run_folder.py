@@ -25,6 +25,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 from collections.abc import Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,10 @@ __all__ = ["FORMAT_VERSION", "RunFolder", "disk_errors", "free_name", "plain_jso
 FORMAT_VERSION = 1
 
 _METRICS_BYTES = 1 << 28
+_NOT_BEGUN = (
+    "the run here never began (ledger.jsonl is missing), so nothing was spent; delete the folder, "
+    "or choose another"
+)
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,14 @@ class RunFolder:
         except LedgerError as error:
             raise RunFolderError(f"{self.path}: {error}") from None
 
+    @property
+    def never_began(self) -> bool:
+        """Whether a start wrote the configuration and ended before there was any ledger. A round
+        in ``private.jsonl`` shows that there was one, which somebody removed."""
+        if not self.config.is_file() or os.path.lexists(self.ledger):
+            return False
+        return not self.private.is_file() or not self.private.stat().st_size
+
     @classmethod
     def create(cls, path: Path) -> RunFolder:
         """Create the folder, or use an existing empty one.
@@ -142,25 +155,33 @@ class RunFolder:
             make_folder(path)
             occupied = any(path.iterdir())
         except OSError as error:
-            raise RunFolderError(f"{path}: {_reason(error)}; choose another --out") from None
-        if occupied:
+            raise RunFolderError(f"{path}: {_reason(error)}; choose another folder") from None
+        folder = cls(path)
+        if folder.ledger.is_file():
             raise RunFolderError(
-                f"{path}: the folder is not empty; continue that run with --resume {path}, or "
-                f"choose another --out"
+                f"{path}: the folder is not empty; continue that run with --resume "
+                f"{shlex.quote(str(path))}, or choose another folder"
             )
-        return cls(path)
+        if folder.never_began:
+            raise RunFolderError(f"{path}: {_NOT_BEGUN}")
+        if occupied:
+            raise RunFolderError(f"{path}: the folder is not empty; choose another folder")
+        return folder
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """An existing run, to be resumed.
+        """An existing run.
 
         Raises:
             RunFolderError: there is no run here.
         """
         folder = cls(path)
-        for needed in (folder.config, folder.ledger):
-            if not needed.is_file():
-                raise RunFolderError(f"{path}: no run to resume here ({needed.name} is missing)")
+        if not folder.config.is_file():
+            raise RunFolderError(f"{path}: no run here ({folder.config.name} is missing)")
+        if folder.never_began:
+            raise RunFolderError(f"{path}: {_NOT_BEGUN}")
+        if not folder.ledger.is_file():
+            raise RunFolderError(f"{path}: no run here ({folder.ledger.name} is missing)")
         return folder
 
     def write_config(self, config: Config) -> None:
@@ -315,7 +336,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         reason = _reason(error) if isinstance(error, OSError) else str(error)
         raise RunFolderError(
             f"{path}: {reason}; what was written is intact: fix that, then continue with "
-            f"--resume {path}"
+            f"--resume {shlex.quote(str(path))}"
         ) from error
 
 

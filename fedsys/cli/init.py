@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ def init(
     """Write a project to start from: a model, data, a configuration, a test."""
     written = write_project(directory)
     say(f"wrote {', '.join(sorted(path.name for path in written))} in {directory}")
-    say(f"next: cd {directory} && fedsys simulate config.toml")
+    say(f"next: cd {shlex.quote(str(directory))} && fedsys simulate config.toml")
 
 
 def write_project(directory: Path) -> list[Path]:

@@ -37,6 +37,8 @@ def publish_run(run: Path, out: Path) -> RunFolder:
             f"{run}: a run with canaries is only for its audit; publish one without --canaries"
         )
     summary = public_summary(source.read_summary())
+    if out.is_dir() and any(out.iterdir()):
+        raise RunFolderError(f"{out}: not empty; give a new folder to publish")
     target = RunFolder.create(out)
     with disk_errors(out):
         for name in _COPIED:

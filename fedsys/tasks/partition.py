@@ -179,10 +179,16 @@ def _needed(how: str, clients: int | None) -> int:
 
 
 def _enough(examples: int, clients: int, each: int = 1) -> None:
-    if examples < clients * each:
+    if clients <= examples < clients * each:
+        raise DataError(
+            f"population.shards = {each}: the data has only {examples} training examples, enough "
+            f"for {examples // clients} per client of population.clients = {clients}; ask for at "
+            f"most that many"
+        )
+    if examples < clients:
         raise DataError(
             f"population.clients = {clients}: the data has only {examples} training examples, "
-            f"enough for {examples // each} clients; ask for at most that many"
+            f"enough for as many clients; ask for at most that many"
         )
 
 

@@ -25,7 +25,7 @@ CASES = [
     (("simulate", "--device", "cuda:7"), ["--device cuda:7"]),
     (("simulate", "--device", "abacus"), ["--device abacus"]),
     (("simulate", "--data", "missing-folder", "--set", "task.name=mnist"), ["missing-folder"]),
-    (("simulate", "--resume", "nowhere"), ["nowhere", "no run to resume"]),
+    (("simulate", "--resume", "nowhere"), ["nowhere", "no run here"]),
     (("simulate", "--resume", "nowhere", "--seed", "3"), ["--resume", "leave out"]),
     (("simulate", "--out", "/dev/null/run"), ["/dev/null/run", "--out"]),
     (("simulate", "--out", "/sys/run"), ["/sys/run", "--out"]),

@@ -15,6 +15,7 @@ from fedsys.config import Config
 from fedsys.errors import ConfigError, RunFolderError
 from fedsys.privacy import Ledger, read_ledger, replay
 from fedsys.privacy.ledger import read_private
+from fedsys.release.publication import publish_run
 from fedsys.run_folder import RunFolder
 from secure_agg import Aggregator, AggregatorStage, Member
 from server.checkpoint import Checkpoints
@@ -314,12 +315,21 @@ def test_folders_are_never_overwritten(configure: Configure, tmp_path: Path) -> 
         harness.run(configure(), out=out)
     with pytest.raises(Exception, match="closed"):
         harness.resume(out)
+    with pytest.raises(RunFolderError, match="not empty; give a new folder to publish"):
+        publish_run(out, out)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == content
 
 
 def test_resume_needs_the_run_that_was_started(configure: Configure, tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="no run to resume here"):
+    with pytest.raises(RunFolderError, match="no run here"):
         harness.resume(tmp_path)
+    early = tmp_path / "early"
+    early.mkdir()
+    (early / "config.toml").touch()
+    with pytest.raises(RunFolderError, match="nothing was spent; delete the folder, or"):
+        harness.resume(early)
+    with pytest.raises(RunFolderError, match="nothing was spent; delete the folder, or"):
+        harness.run(configure(), out=early)
     out = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Checkpoints, "save", _crash)

@@ -31,6 +31,8 @@ def test_the_command_says_what_it_wrote_and_what_comes_next(tmp_path: Path) -> N
     assert {path.name for path in (tmp_path / "mine").iterdir()} == FILES
     assert all(name in result.output for name in FILES)
     assert "fedsys simulate config.toml" in result.output
+    spaced = CliRunner().invoke(_app(), [str(tmp_path / "my proj é")])
+    assert f"cd '{tmp_path}/my proj é' && fedsys" in spaced.output.replace("\n", "")
 
 
 def test_the_configuration_loads_and_carries_the_folders_name(tmp_path: Path) -> None:

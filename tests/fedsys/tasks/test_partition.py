@@ -109,6 +109,8 @@ def test_one_each_may_take_a_part_of_the_population() -> None:
     assert len(rows) == len(set(rows)) == 20
     with pytest.raises(DataError, match="only 50 training examples"):
         split(made([0] * 50), "one-each", 51, 3)
+    with pytest.raises(DataError, match=r"population\.shards = 6: .* enough for 5 per client"):
+        split(made([0] * 50), "shards", 10, 3, shards=6)
 
 
 def test_a_resampled_population_is_a_function_not_a_list() -> None:
