@@ -62,8 +62,7 @@ from server.strategy_base import ReceivingStrategy, Strategy, shared_by
 __all__ = ["Coordinator", "JobTerms", "OpenRound", "SumRefused"]
 
 Weights = NDArray[np.float32]
-# Squares of norms up to this are finite.
-_MOST_NORM = 1e150
+_MOST = 1e150  # the square of a larger norm may overflow
 _NO_NONCES: Mapping[int, bytes] = MappingProxyType({})
 
 
@@ -496,9 +495,7 @@ def _strength(mean: NDArray[np.float64], mechanism: Mechanism) -> dict[str, floa
     Noise of deviation s in each of d coordinates has E‖noise‖² = s²d; where it is independent of
     the signal, ‖released‖² - s²d is an unbiased estimate of ‖signal‖². Only the release is used.
     """
-    noise = mechanism.noise_deviation * math.sqrt(len(mean))
+    noise = min(mechanism.noise_deviation * math.sqrt(len(mean)), _MOST)
     # Not np.linalg.norm: the threads of its dot product cost more than they save.
-    released = math.sqrt(float(np.einsum("i,i", mean, mean)))
-    # The round is paid for: figures saturate where a square would raise OverflowError.
-    released, noise = min(released, _MOST_NORM), min(noise, _MOST_NORM)
+    released = min(math.sqrt(float(np.einsum("i,i", mean, mean))), _MOST)
     return {"signal_norm": math.sqrt(max(released**2 - noise**2, 0.0)), "noise_norm": noise}

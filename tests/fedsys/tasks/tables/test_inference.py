@@ -228,7 +228,11 @@ def test_what_a_label_is(read: Read, labels: list[object], kind: str, outputs: i
 def test_labels_beyond_what_a_float_holds_are_asked_about(
     read: Read, recwarn: pytest.WarningsRecorder
 ) -> None:
-    for labels in ([10**25 + k % 2 for k in range(60)], [10**25 * (1 + k % 30) for k in range(60)]):
+    beyond: tuple[list[object], ...] = (
+        [10**25 + k % 2 for k in range(60)],
+        [10**25 * (1 + k % 30) for k in range(60)],
+    )
+    for labels in beyond:
         text = labelled(labels)
         with pytest.raises(
             DataError, match=r"row 1: '1\d+' is a whole number beyond 2\^53.*'class'"
