@@ -246,7 +246,7 @@ def test_what_was_spent_adds_up_where_only_summaries_can_be_read(tmp_path: Path)
     for id in ("b", "runs besides"):
         spending.note(id, alone(Epsilons(outsider=0.25, participant=1.0, server=1.0)))
     assert spending.total().outsider == 2.0
-    rows.append(SimpleNamespace(id="never began", status="failed"))
+    rows.append(SimpleNamespace(id="never began", status="failed", ledger=""))
     assert spending.total().outsider == 2.0
     rows[1].status = "completed"
     assert spending.total().outsider == 51.75
