@@ -62,7 +62,6 @@ from server.strategy_base import ReceivingStrategy, Strategy, shared_by
 __all__ = ["Coordinator", "JobTerms", "OpenRound", "SumRefused"]
 
 Weights = NDArray[np.float32]
-_MOST = 1e150  # the square of a larger norm may overflow
 _NO_NONCES: Mapping[int, bytes] = MappingProxyType({})
 
 
@@ -490,12 +489,12 @@ def _unfit(open_: OpenRound, survivors: Sequence[int], mechanism: Mechanism) -> 
 
 
 def _strength(mean: NDArray[np.float64], mechanism: Mechanism) -> dict[str, float]:
-    """Estimated L2 norms of the signal and the noise in the released mean.
+    """Estimated L2 norms of the signal and the noise in the released mean, at most 1e150.
 
     Noise of deviation s in each of d coordinates has E‖noise‖² = s²d; where it is independent of
     the signal, ‖released‖² - s²d is an unbiased estimate of ‖signal‖². Only the release is used.
     """
-    noise = min(mechanism.noise_deviation * math.sqrt(len(mean)), _MOST)
+    noise = min(mechanism.noise_deviation * math.sqrt(len(mean)), 1e150)
     # Not np.linalg.norm: the threads of its dot product cost more than they save.
-    released = min(math.sqrt(float(np.einsum("i,i", mean, mean))), _MOST)
+    released = min(math.sqrt(float(np.einsum("i,i", mean, mean))), 1e150)
     return {"signal_norm": math.sqrt(max(released**2 - noise**2, 0.0)), "noise_norm": noise}
