@@ -36,7 +36,7 @@ def _norm(value: float) -> float:
 
 Finite = Annotated[float, AfterValidator(_finite)]
 Positive = Annotated[Finite, Field(gt=0)]
-Norm = Annotated[Finite, AfterValidator(_norm)]
+Norm = Annotated[Positive, AfterValidator(_norm)]
 NonNegative = Annotated[Finite, Field(ge=0)]
 Fraction = Annotated[Finite, Field(ge=0, lt=1)]
 Probability = Annotated[Finite, Field(gt=0, le=1)]
