@@ -27,8 +27,8 @@ CASES = [
     (("simulate", "--data", "missing-folder", "--set", "task.name=mnist"), ["missing-folder"]),
     (("simulate", "--resume", "nowhere"), ["nowhere", "no run here"]),
     (("simulate", "--resume", "nowhere", "--seed", "3"), ["--resume", "leave out"]),
-    (("simulate", "--out", "/dev/null/run"), ["/dev/null/run", "--out"]),
-    (("simulate", "--out", "/sys/run"), ["/sys/run", "--out"]),
+    (("simulate", "--out", "/dev/null/run"), ["/dev/null/run", "choose another folder"]),
+    (("simulate", "--out", "/sys/run"), ["/sys/run", "choose another folder"]),
     (("audit", "nowhere"), ["nowhere"]),
     (("publish", "nowhere", "out"), ["nowhere"]),
 ]
