@@ -63,11 +63,8 @@ def refuse_carryover(task: Task, model: nn.Module, local: LocalConfig, examples:
         after = update(there[:size])
     except FedsysError:
         raise
-    except (
-        Exception,
-        SystemExit,
-    ):  # whatever a user's code raises; real training names the client that fails
-        return
+    except (Exception, SystemExit):
+        return  # whatever a user's code raises; real training names the client that fails
     scale = float(torch.nan_to_num(before).abs().max())
     worst = float(torch.nan_to_num(after - before).abs().max())
     if worst <= _TOLERANCE * max(scale, 1e-6):

@@ -171,11 +171,8 @@ class ProcedurePath:
                 self._one(start, some, rows, 11, "of the trial", trial)
                 for rows in (half, half[::-1] + len(some) - len(half), half)
             )
-        except (
-            Exception,
-            SystemExit,
-        ):  # a few rows need not suffice; real training names the client that fails
-            return
+        except (Exception, SystemExit):
+            return  # a few rows need not suffice; real training names the client that fails
         worst = float(np.abs(np.nan_to_num(one - again)).max(initial=0.0))
         scale = float(np.abs(np.nan_to_num(one)).max(initial=0.0))
         if worst > _TOLERANCE * max(scale, 1e-6):
